@@ -1,0 +1,26 @@
+"""PaDiM on MVTec AD 'bottle' with Anomalib.
+
+``padim_bottle.Padim``, ``padim_bottle.MVTecAD``, ``padim_bottle.SyntheticBottles`` and ``padim_bottle.ResultsWriter``
+are what the configs name. They are loaded when they are first asked for: importing this package is cheap.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+__version__ = version("padim-bottle")
+
+_HOMES = {
+    "Padim": "padim_bottle.model",
+    "MVTecAD": "padim_bottle.data.mvtec",
+    "SyntheticBottles": "padim_bottle.data.synthetic_datamodule",
+    "ResultsWriter": "padim_bottle.results",
+}
+
+__all__ = ["MVTecAD", "Padim", "ResultsWriter", "SyntheticBottles"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

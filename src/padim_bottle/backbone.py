@@ -1,0 +1,178 @@
+"""Which network PaDiM looks through, and where its ImageNet weights come from.
+
+A backbone is named as timm names it, tag included (``resnet18.tv_in1k``). Its weights are looked for in
+
+1. ``$PADIM_WEIGHTS_DIR/<name>/`` or ``weights/<name>/``: a folder with ``config.json`` and
+   ``model.safetensors``, as ``timm.models.save_for_hf`` writes it;
+2. the Hugging Face hub, in the repository that timm names for it.
+
+Only safetensors files are read: a pickle from a stranger can run code, a safetensors file cannot.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import timm
+import torch
+
+from padim_bottle.errors import UnavailableError, UserError
+
+# Table I of the PaDiM paper (Defard et al. 2021): R18-Rd100 and WR50-Rd550.
+PAPER_N_FEATURES = {"resnet18": 100, "wide_resnet50_2": 550}
+
+LOCAL_PREFIX = "local-dir:"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a backbone's weights came from, for the record of a run.
+
+    Attributes:
+        name: timm's name of the backbone, tag included.
+        source: ``folder``, ``hugging face hub`` or ``random``.
+        sha256: digest of ``model.safetensors``; ``None`` for random weights.
+    """
+
+    name: str
+    source: str
+    sha256: str | None
+
+    def as_dict(self) -> dict[str, str | None]:
+        """Return the fields as a JSON-ready mapping."""
+        return asdict(self)
+
+
+def default_n_features(backbone: str) -> int | None:
+    """Return the paper's number of features for a ResNet under any tag, else ``None``."""
+    name = Path(backbone.removeprefix(LOCAL_PREFIX)).name
+    return PAPER_N_FEATURES.get(name.split(".")[0])
+
+
+def full_name(backbone: str) -> str:
+    """Return the backbone's name with its tag: ``resnet18`` is timm's ``resnet18.a1_in1k``.
+
+    Raises:
+        UserError: timm knows no such backbone or tag.
+    """
+    architecture, _, tag = backbone.partition(".")
+    if not timm.is_model(architecture):
+        near = timm.list_models(f"*{architecture[:8]}*")[:8]
+        raise UserError(
+            f"backbone: timm has no model '{architecture}'."
+            + (f" Did you mean one of {', '.join(near)}?" if near else " See timm.list_models().")
+        )
+    if tag and backbone not in timm.list_pretrained(f"{architecture}.*"):
+        tags = timm.list_pretrained(f"{architecture}.*")
+        raise UserError(f"backbone: timm has no weights '{backbone}'. For {architecture} it has {', '.join(tags)}.")
+    if tag:
+        return backbone
+    config = timm.get_pretrained_cfg(architecture)
+    return f"{architecture}.{config.tag}" if config is not None and config.tag else architecture
+
+
+def locate_weights(backbone: str) -> tuple[str, Weights]:
+    """Find a backbone's ImageNet weights, downloading them from the hub when no folder has them.
+
+    Args:
+        backbone: timm name, or ``local-dir:<folder>``.
+
+    Returns:
+        The name to give to timm (``local-dir:<folder>``) and the record of what was found.
+
+    Raises:
+        UnavailableError: neither a folder nor the hub has them; the message names both ways out.
+    """
+    if backbone.startswith(LOCAL_PREFIX):
+        folder = Path(backbone.removeprefix(LOCAL_PREFIX))
+        return backbone, Weights(folder.name, "folder", _digest(folder))
+
+    name = full_name(backbone)
+    roots = [Path(root) for root in (os.environ.get("PADIM_WEIGHTS_DIR"), "weights") if root]
+    for root in roots:
+        folder = root / name
+        if folder.is_dir():
+            return f"{LOCAL_PREFIX}{folder.resolve()}", Weights(name, "folder", _digest(folder))
+
+    folder = _download(name, roots)
+    return f"{LOCAL_PREFIX}{folder}", Weights(name, "hugging face hub", _digest(folder))
+
+
+def feature_layers(backbone: str) -> dict[str, int]:
+    """Return the layers a backbone offers and their channels, shallowest first.
+
+    Args:
+        backbone: timm name, or ``local-dir:<folder>``.
+    """
+    with torch.device("meta"):
+        model = timm.create_model(backbone, pretrained=False, features_only=True, exportable=True)
+    return {info["module"]: info["num_chs"] for info in model.feature_info.info}
+
+
+def check_embedding(backbone: str, layers: Sequence[str], n_features: int | None) -> int:
+    """Check a choice of layers and features against what the backbone has.
+
+    Args:
+        backbone: timm name, or ``local-dir:<folder>``.
+        layers: names of the layers to join.
+        n_features: features to keep of the joined channels; ``None`` for the paper's number.
+
+    Returns:
+        The number of features to keep.
+
+    Raises:
+        UserError: an unknown or repeated layer, or a number of features that is missing or impossible.
+    """
+    available = feature_layers(backbone)
+    offer = ", ".join(f"{layer} ({channels} channels)" for layer, channels in available.items())
+    unknown = [layer for layer in layers if layer not in available]
+    if unknown or not layers or len(set(layers)) < len(layers):
+        problem = f"has no {', '.join(unknown)}" if unknown else f"cannot use the list {list(layers)}"
+        raise UserError(f"layers: {backbone} {problem}. Choose from {offer}, each once.")
+    if list(layers) != sorted(layers, key=list(available).index):
+        raise UserError(f"layers: name them from shallow to deep, as {backbone} has them: {offer}.")
+    channels = sum(available[layer] for layer in layers)
+    if n_features is None:
+        n_features = default_n_features(backbone)
+    if n_features is None:
+        raise UserError(
+            f"n_features: {backbone} has no default, choose 1 to {channels} "
+            f"(the channels of {', '.join(layers)}). It offers {offer}."
+        )
+    if not 1 <= n_features <= channels:
+        raise UserError(
+            f"n_features: {n_features} is impossible, {', '.join(layers)} of {backbone} have {channels} "
+            f"channels together. It offers {offer}."
+        )
+    return n_features
+
+
+def _digest(folder: Path) -> str:
+    file = folder / "model.safetensors"
+    if not file.is_file() or not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder} is no timm weights folder: it must hold config.json and model.safetensors "
+            "(pickled weights are not read)."
+        )
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _download(name: str, roots: Sequence[Path]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    config = timm.get_pretrained_cfg(name)
+    hub_id = getattr(config, "hf_hub_id", None) or "timm/"
+    repository = f"{hub_id}{name}" if hub_id.endswith("/") else hub_id
+    try:
+        return Path(snapshot_download(repository, allow_patterns=["config.json", "model.safetensors"]))
+    except Exception as error:
+        # huggingface_hub raises a dozen kinds of errors here; for the user they are one.
+        looked = " or ".join(str(root / name) for root in roots)
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UnavailableError(
+            f"No weights for {name}: no folder {looked}, and the Hugging Face hub ({repository}) did not "
+            f"answer ({reason}). Either connect to the internet and run again, or put config.json and "
+            f"model.safetensors into {roots[-1] / name} (PADIM_WEIGHTS_DIR names another place)."
+        ) from error

@@ -1,0 +1,135 @@
+"""ROC, precision-recall and per-region-overlap curves, and the areas under them, exact on raw scores.
+
+As a threshold falls, nothing but false positives is added between the scores of two *defective* samples:
+ROC and PRO curves run straight there, and precision only falls. So it is enough to sort the normal scores
+once and to count, for each distinct defective score, how many of them lie at or above it. Tied scores make
+one point. Counts of several sets of normal samples add up, so that every defect type has its own curve
+from the same sort.
+
+Why not anomalib's own metrics: its AUROC and AUPR pass scores outside [0, 1] through a sigmoid, which
+saturates (raw PaDiM scores all become 1), and each of them sorts all pixels anew. For 83 maps of 256 x 256,
+the four pixel metrics overall and for three defect types took anomalib 2.7.0 about 8 s and this module 0.2 s
+on two CPU cores. On scores scaled to [0, 1] the values agree to anomalib's float32 precision.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+from scipy.integrate import trapezoid
+
+FPR_LIMIT = 0.3
+"""AUPRO integrates up to this false positive rate (Bergmann et al., IJCV 2021, and anomalib's default)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Counts at every distinct score of a defective sample, in ascending order of the score.
+
+    thresholds: (T,) the distinct scores.
+    true_positives, false_positives: (T,) defective and normal samples with score >= threshold.
+    false_positives_above: (T,) normal samples with score > threshold.
+    positives, negatives: how many samples are defective and normal, both at least 1.
+    overlap: (T,) mean over ground-truth regions of the share of the region with score >= threshold,
+        or None where samples are images.
+    """
+
+    thresholds: np.ndarray
+    true_positives: np.ndarray
+    false_positives: np.ndarray
+    false_positives_above: np.ndarray
+    positives: int
+    negatives: int
+    overlap: np.ndarray | None = None
+
+    @property
+    def auroc(self) -> float:
+        """Area under the ROC curve: the chance that a defective sample outranks a normal one, ties half."""
+        beaten = self.negatives - (self.false_positives + self.false_positives_above) / 2
+        return float(self._tied() @ beaten / (self.positives * self.negatives))
+
+    @property
+    def average_precision(self) -> float:
+        """Step-wise area under the precision-recall curve, as scikit-learn's and as anomalib's AUPR."""
+        precision = self.true_positives / (self.true_positives + self.false_positives)
+        return float(self._tied() @ precision / self.positives)
+
+    @property
+    def f1_max(self) -> tuple[float, float]:
+        """The largest F1 score and the lowest threshold (score >= threshold) that reaches it."""
+        f1 = 2 * self.true_positives / (self.true_positives + self.false_positives + self.positives)
+        best = int(np.argmax(f1))
+        return float(f1[best]), float(self.thresholds[best])
+
+    def aupro(self, fpr_limit: float = FPR_LIMIT) -> float:
+        """Area under the per-region overlap over the false positive rate in [0, fpr_limit], over fpr_limit.
+
+        Defined in Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021.
+        fpr_limit lies in (0, 1].
+        """
+        if self.overlap is None:
+            raise ValueError("this curve was traced without regions: give their overlap_weights")
+        # Each threshold makes two corners: just above it, and at it.
+        alarms = np.stack([self.false_positives, self.false_positives_above], axis=1)
+        overlap = np.stack([self.overlap, np.append(self.overlap[1:], 0.0)], axis=1)
+        fpr = np.concatenate([[0.0], alarms.ravel()[::-1] / self.negatives, [1.0]])
+        pro = np.concatenate([[0.0], overlap.ravel()[::-1], [1.0]])
+
+        cut = int(np.searchsorted(fpr, fpr_limit))  # fpr[cut - 1] < fpr_limit <= fpr[cut]
+        slope = (pro[cut] - pro[cut - 1]) / (fpr[cut] - fpr[cut - 1])
+        fpr[cut], pro[cut] = fpr_limit, pro[cut - 1] + slope * (fpr_limit - fpr[cut - 1])
+        return float(trapezoid(pro[: cut + 1], fpr[: cut + 1]) / fpr_limit)
+
+    def _tied(self) -> np.ndarray:
+        """Return how many defective samples (T,) have exactly the score of each threshold."""
+        return -np.diff(self.true_positives, append=0)
+
+
+def trace_curve(
+    negatives: Sequence[np.ndarray],
+    positives: np.ndarray,
+    overlap_weights: np.ndarray | None = None,
+) -> Curve | None:
+    """Trace the curve of defective against normal scores; None unless there are both.
+
+    negatives: arrays of normal scores, **each sorted ascending**; together they are the normal samples.
+    positives: (P,) scores of the defective samples, in any order.
+    overlap_weights: (P,) what each defective pixel adds to the mean region overlap, see region_weights;
+        the curve divides them by their sum, so weights of several sets of regions may be concatenated.
+    """
+    total = sum(len(scores) for scores in negatives)
+    if not total or not len(positives):
+        return None
+    order = np.argsort(positives)
+    ascending = positives[order]
+    first = np.flatnonzero(np.append(True, ascending[1:] != ascending[:-1]))
+    thresholds = ascending[first]
+    below = sum(np.searchsorted(scores, thresholds, side="left") for scores in negatives)
+    not_above = sum(np.searchsorted(scores, thresholds, side="right") for scores in negatives)
+    overlap = None
+    if overlap_weights is not None:
+        reached = np.cumsum(overlap_weights[order][::-1], dtype=np.float64)[::-1]
+        overlap = reached[first] / reached[0]
+    return Curve(
+        thresholds=thresholds,
+        true_positives=len(ascending) - first,
+        false_positives=total - below,
+        false_positives_above=total - not_above,
+        positives=len(ascending),
+        negatives=total,
+        overlap=overlap,
+    )
+
+
+def region_weights(masks: np.ndarray) -> np.ndarray:
+    """Give each defective pixel of masks (N, H, W), in C order, one over the size of its region: (P,).
+
+    A region is an 8-connected component of one mask, as anomalib's (OpenCV's default on the CPU, a 3 x 3
+    maximum on the GPU). The weights of a region sum to 1, so those of all of them to the number of regions.
+    """
+    neighbours = np.zeros((3, 3, 3), dtype=bool)
+    neighbours[1] = True  # within an image, never from one image to the next
+    labels, _ = ndimage.label(masks, structure=neighbours)
+    region = labels[masks]
+    return 1.0 / np.bincount(region)[region] if len(region) else np.empty(0)

@@ -1,0 +1,59 @@
+"""What a run ran on: versions, commit, device, memory."""
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("padim-bottle", "anomalib", "lightning", "torch", "torchvision", "timm", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide the numbers."""
+    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+
+
+def git_commit() -> str | None:
+    """Return the commit of this checkout, with ``-dirty`` where tracked files differ, or ``None`` outside one."""
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def describe_device(device: torch.device) -> dict[str, Any]:
+    """Return the device's name and the number of threads."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{device.type} ({platform.machine()}, {platform.system()})"
+    return {"type": device.type, "name": name, "threads": torch.get_num_threads()}
+
+
+def peak_memory(device: torch.device) -> dict[str, int | None]:
+    """Return the largest resident memory of this process and of its largest child, and of the GPU, in bytes."""
+    memory: dict[str, int | None] = {"process": None, "largest_worker": None, "gpu": None}
+    if sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        memory["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        memory["largest_worker"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+    if device.type == "cuda":
+        memory["gpu"] = torch.cuda.max_memory_allocated(device)
+    return memory

@@ -1,0 +1,134 @@
+"""One experiment, from YAML to results: anomalib's CLI class with a seed that applies."""
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from anomalib.cli import AnomalibCLI
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from lightning import seed_everything
+
+from padim_bottle.backbone import default_n_features, locate_weights
+from padim_bottle.data.mvtec import MVTecAD
+from padim_bottle.errors import UserError
+
+
+class ExperimentCLI(AnomalibCLI):
+    """Parses a config exactly as ``anomalib train`` does; ``run`` then trains and tests.
+
+    Beyond the stock class, the seed is applied before anything is built, data are prepared before training starts,
+    and anomalib's own classes (the control) are pointed to the same data and weights as ours.
+
+    Args:
+        config: YAML file in the stock CLI's layout.
+        overrides: arguments in the stock CLI's spelling.
+        seed: overrides the config's.
+        experiment: overrides the name of the results folder.
+        results: overrides the folder of all results.
+
+    Raises:
+        UserError: a key, type or value that the config cannot have, in one line.
+    """
+
+    def __init__(
+        self,
+        config: Path,
+        overrides: Sequence[str] = (),
+        *,
+        seed: int | None = None,
+        experiment: str | None = None,
+        results: Path | None = None,
+    ) -> None:
+        self._seed = seed
+        self._results = {"experiment": experiment, "root": None if results is None else str(results)}
+        try:
+            super().__init__(["train", "--config", str(config), *overrides], run=False)
+        except (ArgumentError, ValueError, TypeError) as error:
+            raise UserError(f"{config}: {explain(error)}") from error
+
+    # Only ``train`` is needed here; the stock parsers of the other verbs take a second to build.
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return no subcommands of Lightning's trainer."""
+        return {}
+
+    @staticmethod
+    def anomalib_subcommands() -> dict[str, dict[str, str]]:
+        """Return the one subcommand ``train``."""
+        return {"train": {"description": "Fit the model and then call test on the trained model."}}
+
+    @staticmethod
+    def init_parser(**kwargs: Any) -> ArgumentParser:
+        """Build a parser that raises instead of exiting."""
+        return AnomalibCLI.init_parser(exit_on_error=False, **kwargs)
+
+    def before_instantiate_classes(self) -> None:
+        """Apply the seed and the overrides of the results folder, and point anomalib's classes to data and weights."""
+        super().before_instantiate_classes()
+        config = self.config["train"]
+        arguments = config.model.init_args
+        if self._seed is not None:
+            if "seed" in arguments:
+                arguments.seed = self._seed
+            else:
+                config.seed_everything = self._seed
+        seed = arguments.get("seed", config.seed_everything)
+        # ``True`` is the stock default, "a random seed": the control is then unseeded, as it is under the stock CLI.
+        if seed is not True and seed is not None:
+            if seed < 0:
+                raise UserError(f"seed: {seed} is negative, choose 0 or more.")
+            seed_everything(seed, verbose=False)
+        for callback in config.trainer.callbacks or []:
+            if callback.class_path.startswith("padim_bottle.") and callback.class_path.endswith(".ResultsWriter"):
+                for name, value in self._results.items():
+                    if value is not None:
+                        callback.init_args[name] = value
+        if "backbone" in arguments and arguments.get("pre_trained", True):
+            # Here and not only where the model is built: jsonargparse would turn the error into one of its own.
+            located, _ = locate_weights(arguments.backbone)
+            if config.model.class_path.startswith("anomalib."):
+                _point_anomalib_to(located, config)
+
+    def run(self) -> None:
+        """Train and test."""
+        self.datamodule.prepare_data()
+        self.engine.train(model=self.model, datamodule=self.datamodule)
+
+
+def _point_anomalib_to(weights: str, config: Namespace) -> None:
+    """Give anomalib's own classes the weights and data that ours would find: they look in other places."""
+    model, data = config.model.init_args, config.data
+    if model.get("n_features") is None:
+        model.n_features = default_n_features(model.backbone)
+    model.backbone = weights
+    if data.class_path in ("anomalib.data.MVTecAD", "anomalib.data.datamodules.image.mvtecad.MVTecAD"):
+        ours = MVTecAD(root=os.environ.get("MVTEC_AD_ROOT") or data.init_args.root, category=data.init_args.category)
+        ours.prepare_data()
+        data.init_args.root = str(ours.root)
+
+
+def explain(error: BaseException) -> str:
+    """Return on one line what a jsonargparse error says is wrong: the key, what it expects, what it got."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    text = " ".join(str(error).split())
+    problems = re.findall(r"Problem with given class_path '([^']+)': (.*)", text)
+    while problems:
+        class_path, text = problems[-1]
+        text = f"{class_path}: {text}"
+        problems = re.findall(r"Problem with given class_path '([^']+)': (.*)", text)
+    # What follows repeats the whole configuration.
+    text = re.split(r" (?:- )?Given value type: <class 'jsonargparse", text)[0]
+    text = re.sub(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: ", "", text)
+    text = re.sub(r"Given value type: \S+ \S+ Given value: (\S+)", r"but got '\1'", text)
+    text = re.sub(r"<class '([^']+)'>", r"\1", text).replace("Parser key ", "")
+    return re.sub(r"^(- )?Expected a NoneType (?!Expected)|(?<= )- ", "", text)
+
+
+logging.getLogger("anomalib.cli").setLevel(logging.ERROR)

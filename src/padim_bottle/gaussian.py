@@ -1,0 +1,168 @@
+"""One multivariate Gaussian per patch position: PaDiM's memory of good bottles.
+
+Defard et al. 2021, eq. 1: at each of P positions, the d features of N training images have mean m and
+covariance ``S / (N - 1) + eps I``. Anomalib collects all embeddings, loops over positions in Python and inverts
+each covariance; here S is accumulated batch by batch over all positions at once, and what is kept is the Cholesky
+factor C of the precision matrix (the inverse covariance is ``C C^T``), so that a Mahalanobis distance is a norm:
+``d(x) = || C^T (x - m) ||``.
+"""
+
+import logging
+
+import torch
+from torch import nn
+
+from padim_bottle.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# anomalib adds 0.01 (the paper's eps) and then 1e-5 to the diagonal.
+COVARIANCE_EPSILON = 0.01 + 1e-5
+
+
+class PatchGaussians(nn.Module):
+    """Mean and precision of a Gaussian at each patch position, accumulated batch by batch.
+
+    Memory: ``4 P d (d + 1)`` bytes, whatever the number of images (164 MB for P = 4096, d = 100); the scatter
+    matrices are turned into the precision factors in place, block by block. In a checkpoint only the lower
+    triangle is kept, in ``storage_dtype``.
+
+    Args:
+        storage_dtype: ``torch.float16`` or ``torch.float32``, for the precision factors in a checkpoint. With
+            half precision the factors in memory are rounded as well, so that the model that is tested is the
+            model that is saved.
+    """
+
+    def __init__(self, storage_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.storage_dtype = storage_dtype
+        self.count = 0
+        self.register_buffer("mean", torch.empty(0))
+        # (P, d, d): scatter matrices while fitting, Cholesky factors of the precision afterwards.
+        self.register_buffer("precision_cholesky", torch.empty(0))
+        self.mean: torch.Tensor
+        self.precision_cholesky: torch.Tensor
+
+    @property
+    def inv_covariance(self) -> torch.Tensor:
+        """Inverse covariance matrices (P, d, d), as anomalib's ``MultiVariateGaussian`` keeps them."""
+        return self.precision_cholesky @ self.precision_cholesky.mT
+
+    def update(self, embedding: torch.Tensor) -> None:
+        """Add a batch to the mean and scatter, by Chan, Golub and LeVeque's pairwise update (1983, eq. 2.1).
+
+        Each batch is centred on its own mean, so a large common offset costs no precision.
+
+        Args:
+            embedding: (B, P, d).
+
+        Raises:
+            UserError: the embedding holds NaN or infinity.
+        """
+        batch, positions, features = embedding.shape
+        batch_mean = embedding.mean(dim=0)
+        if not torch.isfinite(batch_mean).all():
+            raise UserError("The backbone's features hold NaN or infinity: check the images and the weights.")
+        if self.count == 0:
+            self.mean = torch.zeros_like(batch_mean)
+            self.precision_cholesky = embedding.new_zeros(positions, features, features)
+        total = self.count + batch
+        shift = batch_mean - self.mean
+        # The correction for the two means is one more row of the same product.
+        correction = shift * (self.count * batch / total) ** 0.5
+        rows = torch.cat([embedding - batch_mean, correction[None]]).transpose(0, 1)  # (P, B + 1, d)
+        self.precision_cholesky.baddbmm_(rows.mT, rows)
+        self.mean += shift * (batch / total)
+        self.count = total
+
+    def covariance(self, block: slice, count: int) -> torch.Tensor:
+        """Return the regularised covariance matrices of a block of positions, before ``factorize``.
+
+        Args:
+            block: positions.
+            count: degrees of freedom that divide the scatter.
+        """
+        covariance = self.precision_cholesky[block] / count
+        covariance.diagonal(dim1=-2, dim2=-1).add_(COVARIANCE_EPSILON)
+        return covariance
+
+    def factorize(self, block: slice) -> None:
+        """Replace the scatter of a block of positions by the Cholesky factor of its precision, in place."""
+        factor = precision_cholesky(self.covariance(block, self.count - 1))
+        if self.storage_dtype == torch.float16:
+            factor = factor.half().float()
+        self.precision_cholesky[block] = factor
+
+    def distance(self, embedding: torch.Tensor) -> torch.Tensor:
+        """Return the Mahalanobis distances (B, P) of embeddings (B, P, d); paper, eq. 2."""
+        delta = (embedding - self.mean).transpose(0, 1)  # (P, B, d)
+        return torch.linalg.vector_norm(torch.bmm(delta, self.precision_cholesky), dim=-1).transpose(0, 1)
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "precision_cholesky"] = pack_lower(self.precision_cholesky).to(self.storage_dtype)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
+        mean = state_dict.get(prefix + "mean")
+        packed = state_dict.get(prefix + "precision_cholesky")
+        if mean is not None and packed is not None:
+            device = self.mean.device
+            self.storage_dtype = packed.dtype
+            self.mean = torch.empty_like(mean, device=device)
+            state_dict[prefix + "precision_cholesky"] = unpack_lower(packed.float(), mean.shape[-1])
+            self.precision_cholesky = torch.empty_like(state_dict[prefix + "precision_cholesky"], device=device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def precision_cholesky(covariance: torch.Tensor) -> torch.Tensor:
+    """Return lower-triangular C with ``C C^T`` the inverse of each covariance matrix.
+
+    With J the exchange matrix (which reverses the order of rows), ``J S J = L L^T`` gives
+    ``S^-1 = (J L^-T J) (J L^-T J)^T``, and ``J L^-T J`` is lower triangular: one Cholesky decomposition and one
+    triangular inverse, no general inverse.
+
+    Args:
+        covariance: (P, d, d), symmetric. Where it is not positive definite, jitter is added to the diagonal
+            and a warning names how much.
+
+    Raises:
+        UserError: the matrices hold NaN or infinity.
+    """
+    flipped = covariance.flip(-1, -2)
+    factor, failed = torch.linalg.cholesky_ex(flipped)
+    jitter = 1e-6
+    while failed.any():
+        if not torch.isfinite(covariance).all():
+            raise UserError("The covariance of the features holds NaN or infinity: check the images and the weights.")
+        bad = failed.nonzero().squeeze(-1)
+        scale = flipped[bad].diagonal(dim1=-2, dim2=-1).mean(-1).abs()
+        logger.warning(
+            "%d of %d covariance matrices are not positive definite: adding %.0e of their mean variance (%.3g) "
+            "to their diagonals.",
+            len(bad), len(failed), jitter, scale.mean().item(),
+        )  # fmt: skip
+        mended = flipped[bad].clone()
+        mended.diagonal(dim1=-2, dim2=-1).add_(jitter * scale[:, None])
+        factor[bad], failed[bad] = torch.linalg.cholesky_ex(mended)
+        jitter *= 10
+    identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+    inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
+    return inverse.mT.flip(-1, -2)
+
+
+def pack_lower(matrices: torch.Tensor) -> torch.Tensor:
+    """Return the lower triangles (P, d (d + 1) / 2) of matrices (P, d, d), row by row."""
+    if matrices.numel() == 0:
+        return matrices
+    rows, columns = torch.tril_indices(*matrices.shape[-2:], device=matrices.device)
+    return matrices[:, rows, columns]
+
+
+def unpack_lower(packed: torch.Tensor, size: int) -> torch.Tensor:
+    """Return matrices (P, d, d) with the given lower triangles and zeros above."""
+    if packed.numel() == 0:
+        return packed
+    rows, columns = torch.tril_indices(size, size, device=packed.device)
+    matrices = packed.new_zeros(len(packed), size, size)
+    matrices[:, rows, columns] = packed
+    return matrices

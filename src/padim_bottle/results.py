@@ -1,0 +1,435 @@
+"""The Lightning callback that turns a test run into a folder of results."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import SaveConfigCallback
+
+from padim_bottle import environment
+from padim_bottle.backbone import LOCAL_PREFIX, Weights, locate_weights
+from padim_bottle.data.verify import fingerprint
+from padim_bottle.errors import UserError
+from padim_bottle.evaluation import Predictions, Thresholds, evaluate, predictions_table
+from padim_bottle.summary import print_summary
+from padim_bottle.visualization import HeatmapScale, draw_prediction, write_png
+
+logger = logging.getLogger(__name__)
+
+IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+
+# A run with fewer files than these is not finished.
+RUN_FILES = ("config.yaml", "metrics.json", "predictions.csv", "model.ckpt")
+
+
+class ResultsWriter(Callback):
+    """Writes ``<root>/<experiment>/seed_<n>/`` once a model was trained and tested, from YAML or Python alike.
+
+    The folder holds ``config.yaml`` (as resolved), ``metrics.json``, ``predictions.csv``, ``model.ckpt`` and
+    ``images/<defect>/<name>.png``. It is written under a hidden name and renamed when it is whole. A finished run of
+    another configuration that stands in its place is kept as ``seed_<n>.previous_<k>``.
+
+    It reads raw scores: Lightning calls it before the model's own post-processor normalises them.
+
+    Args:
+        experiment: name of the experiment, the folder's name.
+        root: folder of all results.
+        images: draw a picture of every test image.
+    """
+
+    def __init__(self, experiment: str, root: str | Path = "results", images: bool = True) -> None:
+        if not re.fullmatch(r"[\w.][\w. +=,-]*", experiment) or experiment.startswith("."):
+            raise UserError(
+                f"experiment: '{experiment}' cannot name a folder; use letters, digits, '_', '-' and '.', and do not "
+                "begin with '.'."
+            )
+        self.experiment = experiment
+        self.root = Path(root)
+        self.images = images
+        self.folder: Path | None = None
+        self.metrics: dict[str, Any] | None = None
+        self._partial: Path | None = None
+        self._seconds: dict[str, float] = {}
+        self._started: dict[str, float] = {}
+
+    # --- Lightning's hooks, in the order in which they are called ---
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make the hidden folder before any work is done, so that a place that cannot be written fails first."""
+        self._start("total")
+        if self._partial is not None:
+            return
+        seed = run_seed(pl_module)
+        self.folder = self.root / self.experiment / ("unseeded" if seed is None else f"seed_{seed}")
+        partial = self.folder.with_name(f".{self.folder.name}.partial-{socket.gethostname()}-{os.getpid()}")
+        try:
+            _remove_abandoned(self.folder)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"Cannot write results to {self.folder}: {error}.") from error
+        self._partial = partial
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of the training phase."""
+        self._start("train")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of the validation phase."""
+        self._start("validate")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock of the validation phase."""
+        self._stop("validate")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock of the training phase."""
+        self._stop("train")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Get ready to collect predictions and to draw them beside the test loop."""
+        self._start("test")
+        self._paths: list[str] = []
+        self._labels: list[torch.Tensor] = []
+        self._scores: list[torch.Tensor] = []
+        self._maps: list[np.ndarray] = []
+        self._masks: list[np.ndarray] = []
+        self._drawings: list[Future] = []
+        self._pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="draw")
+        self._thresholds = run_thresholds(pl_module)
+        self._scale: HeatmapScale | None = None
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        *args: Any,
+    ) -> None:
+        """Collect a batch's raw predictions and hand it to the drawing threads."""
+        maps = outputs.anomaly_map.detach().float().cpu().numpy()
+        maps = maps.reshape(len(maps), *maps.shape[-2:])
+        scores = outputs.pred_score.detach().flatten().float().cpu()
+        masks = np.zeros(maps.shape, dtype=bool) if outputs.gt_mask is None else outputs.gt_mask.cpu().numpy() > 0
+        masks = masks.reshape(maps.shape)
+        self._paths += outputs.image_path
+        self._labels.append(outputs.gt_label.cpu().bool())
+        self._scores.append(scores)
+        self._maps.append(maps)
+        self._masks.append(masks)
+        if self.images:
+            pictures = _to_pictures(outputs.image)
+            p_values = _p_values(pl_module, scores)
+            scale = self._heatmap_scale(pl_module, maps)
+            for i, path in enumerate(outputs.image_path):
+                self._drawings.append(
+                    self._pool.submit(
+                        self._draw,
+                        path,
+                        pictures[i],
+                        maps[i],
+                        masks[i],
+                        scale,
+                        float(scores[i]),
+                        None if p_values is None else float(p_values[i]),
+                    )
+                )
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate, write everything, and give the folder its name."""
+        self._stop("test")
+        self._start("draw")
+        for drawing in self._drawings:
+            drawing.result()
+        self._pool.shutdown()
+        self._stop("draw")
+
+        self._start("evaluate")
+        predictions = Predictions(
+            image_paths=[str(path) for path in self._paths],
+            defect_types=[Path(path).parent.name for path in self._paths],
+            labels=torch.cat(self._labels).numpy(),
+            # As float64 the file holds every digit: >= threshold gives the same labels again.
+            scores=torch.cat(self._scores).double().numpy(),
+            anomaly_maps=np.concatenate(self._maps),
+            masks=np.concatenate(self._masks),
+        )
+        metrics = evaluate(predictions, self._thresholds)
+        self._stop("evaluate")
+
+        p_values = _p_values(pl_module, torch.cat(self._scores))
+        table = predictions_table(predictions, self._thresholds, p_values)
+        table.to_csv(self._partial / "predictions.csv", index=False)
+        self._write_config(trainer)
+        self._take_checkpoint(trainer)
+        self._stop("total")
+        self.metrics = {**self._header(trainer, pl_module), **metrics, **self._footer(pl_module)}
+        (self._partial / "metrics.json").write_text(json.dumps(self.metrics, indent=2, allow_nan=False) + "\n")
+        self._publish()
+        _discard_workspace(trainer)
+        for run_logger in trainer.loggers:
+            run_logger.log_metrics({k: v for k, v in metrics.items() if isinstance(v, float)})
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Print the summary, below the finished progress bar."""
+        if stage == "test" and self.metrics is not None:
+            if trainer.progress_bar_callback is not None:
+                trainer.progress_bar_callback.teardown(trainer, pl_module, stage)
+            print_summary(self.metrics, self.folder)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave no half-written result behind."""
+        if hasattr(self, "_pool"):
+            self._pool.shutdown(cancel_futures=True)
+        if self._partial is not None:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self._partial.parent.rmdir()
+
+    # --- Parts of the result ---
+
+    def _draw(
+        self,
+        path: str,
+        picture: np.ndarray,
+        anomaly_map: np.ndarray,
+        mask: np.ndarray,
+        scale: HeatmapScale,
+        score: float,
+        p_value: float | None,
+    ) -> None:
+        caption = f"score {score:.2f}"
+        if self._thresholds.image is not None:
+            verdict = "anomalous" if score >= self._thresholds.image else "good"
+            caption = f"{verdict}: {caption}, threshold {self._thresholds.image:.2f}"
+        if p_value is not None:
+            caption += f", p = {p_value:.3f}"
+        pixel_threshold = np.inf if self._thresholds.pixel is None else self._thresholds.pixel
+        drawing = draw_prediction(picture, anomaly_map, mask, anomaly_map >= pixel_threshold, scale, caption)
+        file = Path(path)
+        write_png(self._partial / "images" / file.parent.name / f"{file.stem}.png", drawing)
+
+    def _heatmap_scale(self, pl_module: LightningModule, maps: np.ndarray) -> HeatmapScale:
+        """One scale for all images of a run; without a threshold, that of the first batch."""
+        if self._scale is None:
+            threshold = self._thresholds.pixel
+            if threshold is None:
+                self._scale = HeatmapScale(float(maps.min()), float(maps.max()))
+            else:
+                spread = getattr(pl_module.post_processor, "pixel_scale", None)
+                typical = threshold / 2 if spread is None else threshold - float(spread)
+                self._scale = HeatmapScale.from_threshold(threshold, typical)
+        return self._scale
+
+    def _header(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        return {
+            "experiment": self.experiment,
+            "seed": run_seed(pl_module),
+            "data": describe_data(trainer.datamodule),
+            "weights": describe_weights(pl_module),
+            "model": {
+                "class": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
+                **{k: v for k, v in pl_module.hparams.items() if _is_plain(v)},
+            },
+        }
+
+    def _footer(self, pl_module: LightningModule) -> dict[str, Any]:
+        return {
+            "calibration": describe_calibration(pl_module),
+            "seconds": {name: round(seconds, 3) for name, seconds in self._seconds.items()},
+            "peak_memory_bytes": environment.peak_memory(pl_module.device),
+            "checkpoint_bytes": (self._partial / "model.ckpt").stat().st_size,
+            "device": environment.describe_device(pl_module.device),
+            "versions": environment.versions(),
+            "git_commit": environment.git_commit(),
+            "config_sha256": hashlib.sha256((self._partial / "config.yaml").read_bytes()).hexdigest(),
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+
+    def _write_config(self, trainer: Trainer) -> None:
+        saver = next((c for c in trainer.callbacks if isinstance(c, SaveConfigCallback)), None)
+        if saver is not None:
+            text = saver.parser.dump(saver.config, skip_none=False, skip_validation=True)
+        else:
+            text = "# This run was started from Python: there was no configuration file.\n"
+        (self._partial / "config.yaml").write_text(text)
+
+    def _take_checkpoint(self, trainer: Trainer) -> None:
+        saved = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
+        target = self._partial / "model.ckpt"
+        if saved and Path(saved).is_file():
+            shutil.move(saved, target)
+        else:
+            trainer.save_checkpoint(target)
+
+    def _publish(self) -> None:
+        """Rename the hidden folder; keep a finished run of another configuration under another name."""
+        if self.folder.exists():
+            if _same_configuration(self.folder, self.metrics):
+                old = self.folder.with_name(f".{self.folder.name}.replaced-{os.getpid()}")
+            else:
+                taken = len(list(self.folder.parent.glob(f"{self.folder.name}.previous_*")))
+                old = self.folder.with_name(f"{self.folder.name}.previous_{taken + 1}")
+                logger.warning("%s held a run of another configuration: it is kept as %s.", self.folder, old)
+            self.folder.rename(old)
+            self._partial.rename(self.folder)
+            if old.name.startswith("."):
+                shutil.rmtree(old, ignore_errors=True)
+        else:
+            self._partial.rename(self.folder)
+        self._partial = None
+
+    def _start(self, phase: str) -> None:
+        self._started.setdefault(phase, time.perf_counter())
+
+    def _stop(self, phase: str) -> None:
+        self._seconds[phase] = time.perf_counter() - self._started[phase]
+
+
+def run_seed(pl_module: LightningModule) -> int | None:
+    """Return the seed that decided a run's channels: the model's, else that of ``seed_everything``, else ``None``.
+
+    Anomalib's own Padim draws from the global generator, which its CLI never seeds.
+    """
+    seed = getattr(pl_module, "seed", None)
+    if seed is None and "PL_GLOBAL_SEED" in os.environ:
+        seed = int(os.environ["PL_GLOBAL_SEED"])
+    return seed
+
+
+def run_thresholds(pl_module: LightningModule) -> Thresholds:
+    """Return the raw-score thresholds of a model's post-processor and where they come from."""
+    post_processor = pl_module.post_processor
+    if post_processor is None or not post_processor.enable_thresholding:
+        return Thresholds(None, None, "none")
+    alpha = getattr(post_processor, "alpha", None)
+    source = (
+        "anomalib: maximises F1 on the test labels"
+        if alpha is None
+        else f"leave-one-out scores of the training images, alpha = {alpha:g}"
+    )
+    values = [post_processor.image_threshold.item(), post_processor.pixel_threshold.item()]
+    image, pixel = (value if np.isfinite(value) else None for value in values)
+    return Thresholds(image, pixel, source)
+
+
+def describe_data(datamodule: Any) -> dict[str, Any]:
+    """Return what names the data of a run: kind, category, numbers of images, digest of the content."""
+    digest = getattr(datamodule, "fingerprint", None)
+    if digest is None and hasattr(datamodule, "root"):
+        digest = fingerprint(datamodule.root, datamodule.category)
+    return {
+        "name": getattr(datamodule, "title", "MVTec AD"),
+        "category": datamodule.category,
+        "synthetic": getattr(datamodule, "synthetic", False),
+        "train_images": len(datamodule.train_data),
+        "test_images": len(datamodule.test_data),
+        "fingerprint": digest,
+    }
+
+
+def describe_weights(pl_module: LightningModule) -> dict[str, Any]:
+    """Return the record of the backbone's weights; those of anomalib's Padim are found as it found them."""
+    weights = getattr(pl_module, "weights", None)
+    if weights is None:
+        name = pl_module.hparams.get("backbone", "")
+        if not pl_module.hparams.get("pre_trained", True):
+            weights = Weights(name, "random", None)
+        else:
+            weights = locate_weights(name)[1] if name.startswith(LOCAL_PREFIX) else Weights(name, "timm", None)
+    return weights.as_dict()
+
+
+def describe_calibration(pl_module: LightningModule) -> dict[str, Any] | None:
+    """Return how the thresholds were calibrated, or ``None`` for thresholds tuned on the test set."""
+    post_processor = pl_module.post_processor
+    scores = getattr(post_processor, "calibration_scores", None)
+    if scores is None or not len(scores):
+        return None
+    return {
+        "method": "leave-one-out over the training images",
+        "alpha": post_processor.alpha,
+        "pixel_quantile": post_processor.pixel_quantile,
+        "position_calibration": pl_module.model.position_calibration,
+        "training_images": len(scores),
+        "false_alarm_rate_of_training_images": float((scores >= post_processor.image_threshold).float().mean()),
+        "scores": [round(float(score), 6) for score in scores],
+    }
+
+
+def _p_values(pl_module: LightningModule, scores: torch.Tensor) -> np.ndarray | None:
+    calibration_scores = getattr(pl_module.post_processor, "calibration_scores", None)
+    if calibration_scores is None or not len(calibration_scores):
+        return None
+    return pl_module.post_processor.p_value(scores.to(calibration_scores.device)).cpu().numpy()
+
+
+def _to_pictures(images: torch.Tensor) -> np.ndarray:
+    """Undo the normalisation: (B, 3, H, W) tensors to (B, H, W, 3) bytes."""
+    pictures = images.detach().float().cpu() * IMAGENET_STD + IMAGENET_MEAN
+    return (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _same_configuration(folder: Path, metrics: dict[str, Any]) -> bool:
+    try:
+        earlier = json.loads((folder / "metrics.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return earlier.get("config_sha256") == metrics["config_sha256"]
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove hidden folders that killed runs of the same name left on this machine."""
+    prefix = f".{folder.name}.partial-{socket.gethostname()}-"
+    for partial in folder.parent.glob(f"{prefix}*"):
+        process = partial.name.removeprefix(prefix)
+        if process.isdigit() and not _is_running(int(process)):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _discard_workspace(trainer: Trainer) -> None:
+    """Remove the versioned folder that anomalib's Engine made, if nothing but a copy of the config is left in it."""
+    workspace = Path(trainer.default_root_dir)
+    left = [path for path in workspace.rglob("*") if path.is_file()]
+    if re.fullmatch(r"v\d+", workspace.name) and all(path.name == "config.yaml" for path in left):
+        latest = workspace.with_name("latest")
+        if latest.is_symlink() and latest.resolve() == workspace.resolve():
+            latest.unlink()
+        shutil.rmtree(workspace, ignore_errors=True)
+        # .../<root>/Padim/MVTecAD/bottle: remove what is empty now.
+        with contextlib.suppress(OSError):
+            for parent in list(workspace.parents)[:4]:
+                parent.rmdir()

@@ -1,0 +1,57 @@
+"""Fixtures that several test modules share."""
+
+import os
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from timm.models import save_for_hf
+
+from padim_bottle.data.synthetic import write_bottles
+
+TINY = {"size": 64, "train_good": 12, "test_good": 4, "test_per_defect": 3, "seed": 0}
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    """Tests are offline: whoever asks the hub gets an answer at once."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def mvtec_root() -> Path:
+    """Folder with the real MVTec AD 'bottle'."""
+    root = os.environ.get("MVTEC_AD_ROOT")
+    if not root or not Path(root, "bottle").is_dir():
+        pytest.skip("needs the real MVTec AD 'bottle': set MVTEC_AD_ROOT to the folder that holds it")
+    return Path(root)
+
+
+@pytest.fixture(scope="session")
+def real_weights() -> Path:
+    """Folder with the real ImageNet weights."""
+    root = os.environ.get("PADIM_WEIGHTS_DIR")
+    if not root or not Path(root, "resnet18.tv_in1k").is_dir():
+        pytest.skip("needs ImageNet weights: set PADIM_WEIGHTS_DIR to a folder with resnet18.tv_in1k")
+    return Path(root)
+
+
+@pytest.fixture(scope="session")
+def bottles(tmp_path_factory) -> Path:
+    """Root of a tiny synthetic data set, in MVTec AD's layout; its category is 'bottle'."""
+    root = tmp_path_factory.mktemp("bottles")
+    write_bottles(root, "bottle", **TINY)
+    return root
+
+
+@pytest.fixture
+def random_weights(tmp_path, monkeypatch) -> Path:
+    """A weights folder as a user would have it, with a ResNet-18 of random weights in it."""
+    root = tmp_path / "weights"
+    torch.manual_seed(0)
+    save_for_hf(
+        timm.create_model("resnet18.tv_in1k", pretrained=False), root / "resnet18.tv_in1k", safe_serialization=True
+    )
+    monkeypatch.setenv("PADIM_WEIGHTS_DIR", str(root))
+    return root
