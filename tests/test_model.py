@@ -313,3 +313,10 @@ def test_too_few_training_images_are_refused(images, words):
     model.model(torch.rand(images, 3, *SIZE))
     with pytest.raises(UserError, match=words):
         model.fit()
+
+
+def test_tiling_is_refused_rather_than_ignored():
+    model = small_padim().model
+    model.tiler = object()
+    with pytest.raises(UserError, match="Tiling"):
+        model(torch.rand(1, 3, *SIZE))

@@ -128,6 +128,9 @@ def precision_cholesky(covariance: torch.Tensor) -> torch.Tensor:
     Raises:
         UserError: the matrices hold NaN or infinity.
     """
+    if covariance.device.type == "mps":
+        # Not all of these decompositions exist there; anomalib inverts on the CPU for the same reason.
+        return precision_cholesky(covariance.cpu()).to(covariance.device)
     flipped = covariance.flip(-1, -2)
     factor, failed = torch.linalg.cholesky_ex(flipped)
     jitter = 1e-6

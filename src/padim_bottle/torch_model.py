@@ -90,6 +90,8 @@ class PadimModel(AnomalibPadimModel):
             While training the embeddings (B, P, d), else an ``InferenceBatch`` with raw ``pred_score`` (B, 1) and
             ``anomaly_map`` (B, 1, H, W).
         """
+        if self.tiler:
+            raise UserError("Tiling is not supported by this Padim: anomalib.models.Padim has it.")
         image_size = tuple(input_tensor.shape[-2:])
         with torch.no_grad():
             features = self.feature_extractor(input_tensor.contiguous(memory_format=torch.channels_last))
