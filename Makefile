@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/python scripts/train.py --config configs/demo.yaml
 
 test: $(VENV)/.installed-dev
-	CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest
+	CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

@@ -91,7 +91,7 @@ def calibrate(
     *,
     pixel_quantile: float,
     position_calibration: bool,
-    batch_size: int = 32,
+    batch_size: int = 8,
 ) -> Calibration:
     """Turn leave-one-out distances into thresholds and the statistics of the position-calibrated score.
 

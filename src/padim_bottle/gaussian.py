@@ -100,7 +100,7 @@ class PatchGaussians(nn.Module):
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "precision_cholesky"] = pack_lower(self.precision_cholesky).to(self.storage_dtype)
+        destination[prefix + "precision_cholesky"] = pack_lower(self.precision_cholesky, self.storage_dtype)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
         mean = state_dict.get(prefix + "mean")
@@ -153,12 +153,16 @@ def precision_cholesky(covariance: torch.Tensor) -> torch.Tensor:
     return inverse.mT.flip(-1, -2)
 
 
-def pack_lower(matrices: torch.Tensor) -> torch.Tensor:
+def pack_lower(matrices: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Return the lower triangles (P, d (d + 1) / 2) of matrices (P, d, d), row by row."""
     if matrices.numel() == 0:
         return matrices
     rows, columns = torch.tril_indices(*matrices.shape[-2:], device=matrices.device)
-    return matrices[:, rows, columns]
+    packed = matrices.new_empty(len(matrices), len(rows), dtype=dtype)
+    # In blocks, or the triangles would for a moment exist in single precision too.
+    for source, target in zip(matrices.split(256), packed.split(256), strict=True):
+        target.copy_(source[:, rows, columns])
+    return packed
 
 
 def unpack_lower(packed: torch.Tensor, size: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from padim_bottle.anomaly_map import SmoothUpsample
 from padim_bottle.calibration import Calibration, calibrate, check_image_count, leave_one_out_distances
+from padim_bottle.embedding_bank import EmbeddingBank
 from padim_bottle.errors import UserError
 from padim_bottle.gaussian import PatchGaussians, pack_lower
 
@@ -72,6 +73,7 @@ class PadimModel(AnomalibPadimModel):
             self.register_buffer("projection", (q * r.diagonal().sign()).float())
 
         self.gaussian = PatchGaussians(storage_dtype)
+        self.memory_bank = EmbeddingBank()
         self.anomaly_map_generator = SmoothUpsample()
         self.register_buffer("map_mean", torch.empty(0))
         self.register_buffer("map_std", torch.empty(0))
@@ -158,8 +160,9 @@ class PadimModel(AnomalibPadimModel):
     def fit_and_calibrate(self, pixel_quantile: float) -> Calibration:
         """Fit the Gaussians and take leave-one-out statistics of the training images.
 
-        Memory: 4 P d bytes a training image for the embeddings (1.6 MB at P = 4096, d = 100), 4 P for its
-        leave-one-out distances; positions are processed in blocks of ``BLOCK``.
+        A training image costs 4 P d bytes for its embedding (1.6 MB at P = 4096, d = 100; on disk when training on the
+        CPU, see ``EmbeddingBank``) and 4 P bytes of memory for its leave-one-out distances (16 KB). Positions are
+        processed in blocks of ``BLOCK``.
 
         Raises:
             UserError: fewer than three training images.
@@ -167,7 +170,7 @@ class PadimModel(AnomalibPadimModel):
         check_image_count(self.gaussian.count)
         distances = torch.empty(self.gaussian.count, self.gaussian.mean.shape[0], device=self.gaussian.mean.device)
         self._fit(distances)
-        self.memory_bank = []
+        self.memory_bank.clear()
         calibration = calibrate(
             distances.unflatten(1, self.grid),
             lambda batch: self.anomaly_map_generator(batch[:, None], self.image_size)[:, 0],
@@ -184,7 +187,7 @@ class PadimModel(AnomalibPadimModel):
         for start in range(0, self.gaussian.mean.shape[0], BLOCK):
             block = slice(start, start + BLOCK)
             if distances is not None:
-                deltas = torch.cat([batch[:, block] for batch in self.memory_bank]) - self.gaussian.mean[block]
+                deltas = self.memory_bank.block(block).sub_(self.gaussian.mean[block])
                 distances[:, block] = leave_one_out_distances(deltas, self.gaussian.covariance(block, count - 2))
             self.gaussian.factorize(block)
 
