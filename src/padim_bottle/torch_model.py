@@ -15,8 +15,8 @@ from padim_bottle.gaussian import PatchGaussians, pack_lower
 
 Reduction = Literal["random", "orthogonal"]
 
-# Positions per block while fitting: bounds the working memory to about 256 (N + d) d numbers.
-BLOCK = 256
+# Positions per block while fitting: bounds the working memory to about 64 (N + 6 d) d numbers.
+BLOCK = 64
 
 
 class PadimModel(AnomalibPadimModel):
