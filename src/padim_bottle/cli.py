@@ -4,6 +4,8 @@ The heavy imports are inside the functions: ``--help`` answers at once.
 """
 
 import argparse
+import atexit
+import gc
 import logging
 import sys
 import warnings
@@ -44,6 +46,8 @@ def train_command(arguments: Sequence[str] | None = None) -> int:
         "--fallback", type=Path, metavar="CONFIG", help="run this instead where data or weights cannot be had"
     )
     options, overrides = parser.parse_known_args(arguments)
+    # At exit Python looks through every object of torch and its kin for garbage: more than a second for nothing.
+    atexit.register(gc.freeze)
     try:
         try:
             train(options.config, overrides, options.seed, options.experiment, options.results)

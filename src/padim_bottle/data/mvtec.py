@@ -178,6 +178,8 @@ class MVTecAD(anomalib.data.MVTecAD):
         Raises:
             UserError: If the category is missing and cannot be downloaded, or is not what was published.
         """
+        if self.fingerprint is not None:
+            return  # Lightning calls this before training and again before testing
         if self.download and self.category in CATEGORIES and not (self.root / self.category).exists():
             download_category(self.category, self.root)
         check = verify_category if self.verify else fingerprint
