@@ -160,6 +160,36 @@ def test_a_run_that_fails_leaves_nothing(demo, workplace, capsys):
     assert not Path("failed").exists() or not list(Path("failed").rglob("*.*"))
 
 
+@pytest.mark.parametrize(
+    ("removed", "undefined"),
+    [("good", ["image_AUROC", "image_false_alarm_rate"]), ("defects", ["image_AUROC", "image_F1Score", "pixel_AUPRO"])],
+)
+def test_a_test_set_without_goods_or_without_defects_gives_what_it_can(demo, workplace, removed, undefined):
+    root = workplace / f"no_{removed}"
+    shutil.copytree(next((workplace / "datasets" / "synthetic").iterdir()), root)
+    for folder in list((root / "bottle" / "test").iterdir()):
+        if (folder.name == "good") == (removed == "good"):
+            shutil.rmtree(folder)
+            shutil.rmtree(root / "bottle" / "ground_truth" / folder.name, ignore_errors=True)
+    data = ["--data", "padim_bottle.MVTecAD", "--data.root", str(root), "--data.verify", "false"]
+    train(CONFIGS / "demo.yaml", [*SMALL[8:], *data], seed=3, results=root / "results")
+    metrics = read(root / "results" / "demo_synthetic_random_weights" / "seed_3")
+    assert all(metrics[name] is None for name in undefined)
+    assert metrics["thresholds"]["image"] == read(demo)["thresholds"]["image"]
+
+
+def test_no_test_images_are_refused_before_training(demo, workplace, capsys):
+    root = workplace / "no_test"
+    shutil.copytree(next((workplace / "datasets" / "synthetic").iterdir()), root)
+    shutil.rmtree(root / "bottle" / "test")
+    shutil.rmtree(root / "bottle" / "ground_truth")
+    data = ["--data", "padim_bottle.MVTecAD", "--data.root", str(root), "--data.verify", "false"]
+    results = root / "results"
+    assert train_command(["--config", str(CONFIGS / "demo.yaml"), "--results", str(results), *SMALL[8:], *data]) == 2
+    assert "no test images of 'bottle'" in capsys.readouterr().err
+    assert not results.exists() or not list(results.rglob("*.json"))
+
+
 def test_a_folder_that_cannot_be_written_is_refused_before_training(demo, workplace, capsys):
     Path("occupied").write_text("a file, not a folder")
     code = train_command(["--config", str(CONFIGS / "demo.yaml"), "--results", "occupied", *SMALL])

@@ -1,8 +1,10 @@
 """What a run ran on: versions, commit, device, memory."""
 
+import hashlib
 import platform
 import subprocess
 import sys
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,18 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+@lru_cache
+def code_digest() -> str:
+    """Return a SHA-256 of this package's Python files as this process first found them, with or without git."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        # Line endings differ between checkouts of the same code.
+        content = path.read_bytes().replace(b"\r\n", b"\n")
+        digest.update(f"{path.relative_to(package).as_posix()} {hashlib.sha256(content).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def describe_device(device: torch.device) -> dict[str, Any]:

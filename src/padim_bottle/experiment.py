@@ -1,5 +1,6 @@
 """One experiment, from YAML to results: anomalib's CLI class with a seed that applies."""
 
+import hashlib
 import logging
 import os
 import re
@@ -10,10 +11,13 @@ from typing import Any
 from anomalib.cli import AnomalibCLI
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning import seed_everything
+from lightning.pytorch.cli import instantiate_class
 
 from padim_bottle.backbone import default_n_features, locate_weights
 from padim_bottle.data.mvtec import MVTecAD
+from padim_bottle.data.verify import fingerprint
 from padim_bottle.errors import UserError
+from padim_bottle.results import ResultsWriter, dump_config
 
 
 class ExperimentCLI(AnomalibCLI):
@@ -28,6 +32,8 @@ class ExperimentCLI(AnomalibCLI):
         seed: overrides the config's.
         experiment: overrides the name of the results folder.
         results: overrides the folder of all results.
+        quiet: print neither progress bars nor a summary.
+        workplace: Lightning's working folder instead of the config's, which is recorded all the same.
 
     Raises:
         UserError: a key, type or value that the config cannot have, in one line.
@@ -41,7 +47,11 @@ class ExperimentCLI(AnomalibCLI):
         seed: int | None = None,
         experiment: str | None = None,
         results: Path | None = None,
+        quiet: bool = False,
+        workplace: Path | None = None,
     ) -> None:
+        self._quiet = quiet
+        self._workplace = workplace
         self._seed = seed
         self._results = {"experiment": experiment, "root": None if results is None else str(results)}
         try:
@@ -71,31 +81,94 @@ class ExperimentCLI(AnomalibCLI):
         config = self.config["train"]
         arguments = config.model.init_args
         if self._seed is not None:
-            if "seed" in arguments:
-                arguments.seed = self._seed
-            else:
-                config.seed_everything = self._seed
+            _set_seed(config, self._seed)
         seed = arguments.get("seed", config.seed_everything)
         # ``True`` is the stock default, "a random seed": the control is then unseeded, as it is under the stock CLI.
         if seed is not True and seed is not None:
             if seed < 0:
                 raise UserError(f"seed: {seed} is negative, choose 0 or more.")
             seed_everything(seed, verbose=False)
-        for callback in config.trainer.callbacks or []:
-            if callback.class_path.startswith("padim_bottle.") and callback.class_path.endswith(".ResultsWriter"):
-                for name, value in self._results.items():
-                    if value is not None:
-                        callback.init_args[name] = value
+        for arguments_of_writer in _writers(config):
+            for name, value in self._results.items():
+                if value is not None:
+                    arguments_of_writer[name] = value
         if "backbone" in arguments and arguments.get("pre_trained", True):
             # Here and not only where the model is built: jsonargparse would turn the error into one of its own.
             located, _ = locate_weights(arguments.backbone)
             if config.model.class_path.startswith("anomalib."):
                 _point_anomalib_to(located, config)
 
+    def instantiate_engine(self) -> None:
+        """Build anomalib's Engine."""
+        trainer = self._get(self.config_init, "trainer")
+        callbacks = trainer["callbacks"] or []
+        self.results_writer = next((c for c in callbacks if isinstance(c, ResultsWriter)), None)
+        if self._quiet:
+            trainer["enable_progress_bar"] = False
+        if self._workplace is not None:
+            trainer["default_root_dir"] = self._workplace
+        if self.results_writer is not None:
+            self.results_writer.quiet = self._quiet
+        super().instantiate_engine()
+
     def run(self) -> None:
         """Train and test."""
         self.datamodule.prepare_data()
         self.engine.train(model=self.model, datamodule=self.datamodule)
+
+
+class ParsedExperiment(ExperimentCLI):
+    """An experiment that is parsed and checked, but not built: it tells what its runs would be.
+
+    Attributes:
+        experiment: name of the results folder.
+        root: folder of all results.
+
+    Raises:
+        UserError: as ``ExperimentCLI``, and for a config without a ``ResultsWriter``.
+    """
+
+    def __init__(self, config: Path, overrides: Sequence[str] = (), *, results: Path | None = None) -> None:
+        super().__init__(config, overrides, results=results)
+        writers = _writers(self.config["train"])
+        if not writers:
+            raise UserError(f"{config}: it has no padim_bottle.ResultsWriter among its callbacks, so no results.")
+        self._writer = writers[0]
+        self.experiment: str = self._writer.experiment
+        self.root = Path(self._writer.root)
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+    def config_sha256(self, experiment: str, seed: int) -> str:
+        """Return the ``config_sha256`` that the run of this name and seed writes to ``metrics.json``."""
+        config = self.config["train"]
+        _set_seed(config, seed)
+        self._writer.experiment = experiment
+        return hashlib.sha256(dump_config(self._parser("train"), config).encode()).hexdigest()
+
+    def data_fingerprint(self) -> str | None:
+        """Return the fingerprint of the data that lie on this disk, or ``None`` where there are none."""
+        data = instantiate_class((), self.config["train"].data.as_dict())
+        if not Path(data.root, data.category).is_dir():
+            return None
+        return fingerprint(data.root, data.category)
+
+
+def _set_seed(config: Namespace, seed: int) -> None:
+    if "seed" in config.model.init_args:
+        config.model.init_args.seed = seed
+    else:
+        config.seed_everything = seed
+
+
+def _writers(config: Namespace) -> list[Namespace]:
+    """Return the arguments of each ``ResultsWriter`` among a config's callbacks."""
+    return [
+        callback.init_args
+        for callback in config.trainer.callbacks or []
+        if callback.class_path.startswith("padim_bottle.") and callback.class_path.endswith(".ResultsWriter")
+    ]
 
 
 def _point_anomalib_to(weights: str, config: Namespace) -> None:

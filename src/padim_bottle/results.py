@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jsonargparse import ArgumentParser, Namespace
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import SaveConfigCallback
@@ -50,6 +51,11 @@ class ResultsWriter(Callback):
         experiment: name of the experiment, the folder's name.
         root: folder of all results.
         images: draw a picture of every test image.
+
+    Attributes:
+        quiet: print no summary; a sweep sets it.
+        features_from_seed: a sweep took the backbone's features from its run of this seed, so the run's times and
+            memory are not those of a run on its own; recorded in ``metrics.json``.
     """
 
     def __init__(self, experiment: str, root: str | Path = "results", images: bool = True) -> None:
@@ -61,6 +67,8 @@ class ResultsWriter(Callback):
         self.experiment = experiment
         self.root = Path(root)
         self.images = images
+        self.quiet = False
+        self.features_from_seed: int | None = None
         self.folder: Path | None = None
         self.metrics: dict[str, Any] | None = None
         self._partial: Path | None = None
@@ -76,7 +84,7 @@ class ResultsWriter(Callback):
             return
         seed = run_seed(pl_module)
         self.folder = self.root / self.experiment / ("unseeded" if seed is None else f"seed_{seed}")
-        partial = self.folder.with_name(f".{self.folder.name}.partial-{socket.gethostname()}-{os.getpid()}")
+        partial = partial_folder(self.folder)
         try:
             _remove_abandoned(self.folder)
             shutil.rmtree(partial, ignore_errors=True)
@@ -84,6 +92,15 @@ class ResultsWriter(Callback):
         except OSError as error:
             raise UserError(f"Cannot write results to {self.folder}: {error}.") from error
         self._partial = partial
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to train where there is nothing to test on, for then there would be no results."""
+        datamodule = trainer.datamodule
+        if datamodule is not None and not len(datamodule.test_data):
+            raise UserError(
+                f"There are no test images of '{datamodule.category}' in {datamodule.root}: put good photos "
+                "that were not trained on, at least one, into its folder test/good."
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the training phase."""
@@ -182,14 +199,15 @@ class ResultsWriter(Callback):
         self._stop("total")
         self.metrics = {**self._header(trainer, pl_module), **metrics, **self._footer(pl_module)}
         (self._partial / "metrics.json").write_text(json.dumps(self.metrics, indent=2, allow_nan=False) + "\n")
-        self._publish()
+        publish(self._partial, self.folder)
+        self._partial = None
         _discard_workspace(trainer)
         for run_logger in trainer.loggers:
             run_logger.log_metrics({k: v for k, v in metrics.items() if isinstance(v, float)})
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print the summary, below the finished progress bar."""
-        if stage == "test" and self.metrics is not None:
+        if stage == "test" and self.metrics is not None and not self.quiet:
             if trainer.progress_bar_callback is not None:
                 trainer.progress_bar_callback.teardown(trainer, pl_module, stage)
             print_summary(self.metrics, self.folder)
@@ -202,6 +220,7 @@ class ResultsWriter(Callback):
             shutil.rmtree(self._partial, ignore_errors=True)
             with contextlib.suppress(OSError):
                 self._partial.parent.rmdir()
+        _discard_workspace(trainer)
 
     # --- Parts of the result ---
 
@@ -258,7 +277,9 @@ class ResultsWriter(Callback):
             "checkpoint_bytes": (self._partial / "model.ckpt").stat().st_size,
             "device": environment.describe_device(pl_module.device),
             "versions": environment.versions(),
+            "features_from_seed": self.features_from_seed,
             "git_commit": environment.git_commit(),
+            "code_sha256": environment.code_digest(),
             "config_sha256": hashlib.sha256((self._partial / "config.yaml").read_bytes()).hexdigest(),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
@@ -266,7 +287,7 @@ class ResultsWriter(Callback):
     def _write_config(self, trainer: Trainer) -> None:
         saver = next((c for c in trainer.callbacks if isinstance(c, SaveConfigCallback)), None)
         if saver is not None:
-            text = saver.parser.dump(saver.config, skip_none=False, skip_validation=True)
+            text = dump_config(saver.parser, saver.config)
         else:
             text = "# This run was started from Python: there was no configuration file.\n"
         (self._partial / "config.yaml").write_text(text)
@@ -279,28 +300,49 @@ class ResultsWriter(Callback):
         else:
             trainer.save_checkpoint(target)
 
-    def _publish(self) -> None:
-        """Rename the hidden folder; keep a finished run of another configuration under another name."""
-        if self.folder.exists():
-            if _same_configuration(self.folder, self.metrics):
-                old = self.folder.with_name(f".{self.folder.name}.replaced-{os.getpid()}")
-            else:
-                taken = len(list(self.folder.parent.glob(f"{self.folder.name}.previous_*")))
-                old = self.folder.with_name(f"{self.folder.name}.previous_{taken + 1}")
-                logger.warning("%s held a run of another configuration: it is kept as %s.", self.folder, old)
-            self.folder.rename(old)
-            self._partial.rename(self.folder)
-            if old.name.startswith("."):
-                shutil.rmtree(old, ignore_errors=True)
-        else:
-            self._partial.rename(self.folder)
-        self._partial = None
-
     def _start(self, phase: str) -> None:
         self._started.setdefault(phase, time.perf_counter())
 
     def _stop(self, phase: str) -> None:
         self._seconds[phase] = time.perf_counter() - self._started[phase]
+
+
+def dump_config(parser: ArgumentParser, config: Namespace) -> str:
+    """Return the text of ``config.yaml``: the config as resolved, whose digest is ``config_sha256``."""
+    return parser.dump(config, skip_none=False, skip_validation=True)
+
+
+def publish(partial: Path, folder: Path) -> None:
+    """Give a whole run's hidden folder its name; keep a finished run of another configuration under another name.
+
+    Args:
+        partial: the hidden folder, on the same file system.
+        folder: ``<root>/<experiment>/seed_<n>``.
+    """
+    if folder.exists():
+        if _same_configuration(folder, partial):
+            old = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
+        else:
+            taken = len(list(folder.parent.glob(f"{folder.name}.previous_*")))
+            old = folder.with_name(f"{folder.name}.previous_{taken + 1}")
+            logger.warning("%s held a run of another configuration: it is kept as %s.", folder, old)
+        folder.rename(old)
+        partial.rename(folder)
+        if old.name.startswith("."):
+            shutil.rmtree(old, ignore_errors=True)
+    else:
+        partial.rename(folder)
+    failure_record(folder).unlink(missing_ok=True)
+
+
+def failure_record(folder: Path) -> Path:
+    """Return the path where a sweep records that the run of this folder failed."""
+    return folder.with_name(f"{folder.name}.failed.json")
+
+
+def partial_folder(folder: Path) -> Path:
+    """Return the hidden name under which this process writes a run's folder."""
+    return folder.with_name(f".{folder.name}.partial-{socket.gethostname()}-{os.getpid()}")
 
 
 def run_seed(pl_module: LightningModule) -> int | None:
@@ -393,12 +435,12 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _same_configuration(folder: Path, metrics: dict[str, Any]) -> bool:
+def _same_configuration(folder: Path, other: Path) -> bool:
     try:
-        earlier = json.loads((folder / "metrics.json").read_text())
+        one, two = (json.loads((run / "metrics.json").read_text()) for run in (folder, other))
     except (OSError, ValueError):
         return False
-    return earlier.get("config_sha256") == metrics["config_sha256"]
+    return one.get("config_sha256") == two["config_sha256"]
 
 
 def _remove_abandoned(folder: Path) -> None:
