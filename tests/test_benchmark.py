@@ -9,19 +9,11 @@ import time
 import pytest
 import torch
 
-from padim_bottle.benchmark import (
-    ANOMALIB,
-    CALIBRATED,
-    OURS,
-    benchmark_command,
-    compare_fits,
-    comparison_table,
-    markdown_table,
-    measure,
-    paired_ratios,
-    spread,
-)
+from padim_bottle.benchmark import benchmark_command
+from padim_bottle.benchmark_report import ANOMALIB, OURS, comparison_table, markdown_table, paired_ratios, spread
 from padim_bottle.errors import UserError
+from padim_bottle.fit_benchmark import CALIBRATED, compare_fits
+from padim_bottle.process_usage import measure
 from padim_bottle.profiling import BESIDE, STAGES, Stopwatches, find
 
 needs_wait4 = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no os.wait4")
@@ -32,7 +24,7 @@ BURN_HALF_A_SECOND = "import time\nwhile time.process_time() < 0.5: pass"
 def measured(code: str, sample_tree: bool = False) -> dict:
     """Usage of a Python child, measured by a small process: a child's ru_maxrss starts at its parent's size."""
     script = (
-        "import json, sys, dataclasses; from padim_bottle.benchmark import measure; "
+        "import json, sys, dataclasses; from padim_bottle.process_usage import measure; "
         f"print(json.dumps(dataclasses.asdict(measure([sys.executable, '-c', {code!r}], sample_tree={sample_tree}))))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

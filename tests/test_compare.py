@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from padim_bottle.compare import compare_command, report, write_comparison
+from padim_bottle.compare import compare_command, write_comparison
+from padim_bottle.comparison_report import report
 from padim_bottle.errors import UserError
 from padim_bottle.evaluation import Predictions, Thresholds, evaluate, predictions_table
 from padim_bottle.runs import (
@@ -416,3 +417,11 @@ class TestCommand:
             "sys.exit(bool({'pandas', 'matplotlib', 'torch', 'scipy'} & set(sys.modules)))"
         )
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=REPOSITORY)
+
+
+def test_what_a_run_costs_is_told_by_runs_that_did_all_their_work(tmp_path):
+    write_run(tmp_path / "swept", 0, features_from_seed=None)
+    write_run(tmp_path / "swept", 1, features_from_seed=0)
+    text = report(read_runs([tmp_path / "swept"])).partition("## Time and memory")[2]
+    assert "Of 1 of the 2 runs" in text
+    assert next(row for row in table_rows(text) if "training, s" in row).split("|")[3].strip() == "10.0 ± -"

@@ -18,7 +18,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 from padim_bottle import ResultsWriter
 from padim_bottle.cli import train, train_command
 from padim_bottle.errors import UserError
-from padim_bottle.results import describe_weights
+from padim_bottle.run_record import describe_weights
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 # The demo, smaller: 64 px pictures, 40 channels.

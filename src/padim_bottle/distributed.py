@@ -19,7 +19,7 @@ from typing import NamedTuple
 from padim_bottle.environment import code_digest
 from padim_bottle.errors import UserError
 from padim_bottle.groups import Outcome, Run, train_group
-from padim_bottle.results import partial_folder, publish
+from padim_bottle.run_folder import partial_folder, publish
 
 CONNECT_SECONDS = 15
 ATTEMPTS = 4

@@ -25,7 +25,7 @@ from padim_bottle.errors import UserError
 # Stage, then the functions that belong to it, as module:qualified.name. Later stages may be called by earlier ones.
 STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("parse and instantiate", ("padim_bottle.experiment:ExperimentCLI.__init__",)),
-    ("check weights", ("padim_bottle.backbone:locate_weights", "padim_bottle.results:locate_weights")),
+    ("check weights", ("padim_bottle.backbone:locate_weights", "padim_bottle.run_record:locate_weights")),
     ("verify data", ("padim_bottle.data.mvtec:MVTecAD.prepare_data",)),
     (
         "start and stop workers",
@@ -171,7 +171,7 @@ def profile(command: Callable[[Path], list[str]], output: Path) -> None:
     Raises:
         UserError: the run failed.
     """
-    from padim_bottle.benchmark import markdown_table, write_report
+    from padim_bottle.benchmark_report import markdown_table, write_report
 
     with tempfile.TemporaryDirectory(prefix="profile-") as folder:
         record = Path(folder) / "record.json"

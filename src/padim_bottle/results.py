@@ -3,11 +3,9 @@
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
-import socket
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timezone
@@ -22,20 +20,22 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import SaveConfigCallback
 
 from padim_bottle import environment
-from padim_bottle.backbone import LOCAL_PREFIX, Weights, locate_weights
-from padim_bottle.data.verify import fingerprint
 from padim_bottle.errors import UserError
-from padim_bottle.evaluation import Predictions, Thresholds, evaluate, predictions_table
+from padim_bottle.evaluation import Predictions, evaluate, predictions_table
+from padim_bottle.run_folder import partial_folder, publish, remove_abandoned
+from padim_bottle.run_record import (
+    describe_calibration,
+    describe_data,
+    describe_model,
+    describe_weights,
+    run_seed,
+    run_thresholds,
+)
 from padim_bottle.summary import print_summary
 from padim_bottle.visualization import HeatmapScale, draw_prediction, write_png
 
-logger = logging.getLogger(__name__)
-
 IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-
-# A run with fewer files than these is not finished.
-RUN_FILES = ("config.yaml", "metrics.json", "predictions.csv", "model.ckpt")
 
 
 class ResultsWriter(Callback):
@@ -86,7 +86,7 @@ class ResultsWriter(Callback):
         self.folder = self.root / self.experiment / ("unseeded" if seed is None else f"seed_{seed}")
         partial = partial_folder(self.folder)
         try:
-            _remove_abandoned(self.folder)
+            remove_abandoned(self.folder)
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         except OSError as error:
@@ -263,10 +263,7 @@ class ResultsWriter(Callback):
             "seed": run_seed(pl_module),
             "data": describe_data(trainer.datamodule),
             "weights": describe_weights(pl_module),
-            "model": {
-                "class": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
-                **{k: v for k, v in pl_module.hparams.items() if _is_plain(v)},
-            },
+            "model": describe_model(pl_module),
         }
 
     def _footer(self, pl_module: LightningModule) -> dict[str, Any]:
@@ -312,110 +309,6 @@ def dump_config(parser: ArgumentParser, config: Namespace) -> str:
     return parser.dump(config, skip_none=False, skip_validation=True)
 
 
-def publish(partial: Path, folder: Path) -> None:
-    """Give a whole run's hidden folder its name; keep a finished run of another configuration under another name.
-
-    Args:
-        partial: the hidden folder, on the same file system.
-        folder: ``<root>/<experiment>/seed_<n>``.
-    """
-    if folder.exists():
-        if _same_configuration(folder, partial):
-            old = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
-        else:
-            taken = len(list(folder.parent.glob(f"{folder.name}.previous_*")))
-            old = folder.with_name(f"{folder.name}.previous_{taken + 1}")
-            logger.warning("%s held a run of another configuration: it is kept as %s.", folder, old)
-        folder.rename(old)
-        partial.rename(folder)
-        if old.name.startswith("."):
-            shutil.rmtree(old, ignore_errors=True)
-    else:
-        partial.rename(folder)
-    failure_record(folder).unlink(missing_ok=True)
-
-
-def failure_record(folder: Path) -> Path:
-    """Return the path where a sweep records that the run of this folder failed."""
-    return folder.with_name(f"{folder.name}.failed.json")
-
-
-def partial_folder(folder: Path) -> Path:
-    """Return the hidden name under which this process writes a run's folder."""
-    return folder.with_name(f".{folder.name}.partial-{socket.gethostname()}-{os.getpid()}")
-
-
-def run_seed(pl_module: LightningModule) -> int | None:
-    """Return the seed that decided a run's channels: the model's, else that of ``seed_everything``, else ``None``.
-
-    Anomalib's own Padim draws from the global generator, which its CLI never seeds.
-    """
-    seed = getattr(pl_module, "seed", None)
-    if seed is None and "PL_GLOBAL_SEED" in os.environ:
-        seed = int(os.environ["PL_GLOBAL_SEED"])
-    return seed
-
-
-def run_thresholds(pl_module: LightningModule) -> Thresholds:
-    """Return the raw-score thresholds of a model's post-processor and where they come from."""
-    post_processor = pl_module.post_processor
-    if post_processor is None or not post_processor.enable_thresholding:
-        return Thresholds(None, None, "none")
-    alpha = getattr(post_processor, "alpha", None)
-    source = (
-        "anomalib: maximises F1 on the test labels"
-        if alpha is None
-        else f"leave-one-out scores of the training images, alpha = {alpha:g}"
-    )
-    values = [post_processor.image_threshold.item(), post_processor.pixel_threshold.item()]
-    image, pixel = (value if np.isfinite(value) else None for value in values)
-    return Thresholds(image, pixel, source)
-
-
-def describe_data(datamodule: Any) -> dict[str, Any]:
-    """Return what names the data of a run: kind, category, numbers of images, digest of the content."""
-    digest = getattr(datamodule, "fingerprint", None)
-    if digest is None and hasattr(datamodule, "root"):
-        digest = fingerprint(datamodule.root, datamodule.category)
-    return {
-        "name": getattr(datamodule, "title", "MVTec AD"),
-        "category": datamodule.category,
-        "synthetic": getattr(datamodule, "synthetic", False),
-        "train_images": len(datamodule.train_data),
-        "test_images": len(datamodule.test_data),
-        "fingerprint": digest,
-    }
-
-
-def describe_weights(pl_module: LightningModule) -> dict[str, Any]:
-    """Return the record of the backbone's weights; those of anomalib's Padim are found as it found them."""
-    weights = getattr(pl_module, "weights", None)
-    if weights is None:
-        name = pl_module.hparams.get("backbone", "")
-        if not pl_module.hparams.get("pre_trained", True):
-            weights = Weights(name, "random", None)
-        else:
-            weights = locate_weights(name)[1] if name.startswith(LOCAL_PREFIX) else Weights(name, "timm", None)
-    return weights.as_dict()
-
-
-def describe_calibration(pl_module: LightningModule) -> dict[str, Any] | None:
-    """Return how the thresholds were calibrated, or ``None`` for thresholds tuned on the test set."""
-    post_processor = pl_module.post_processor
-    scores = getattr(post_processor, "calibration_scores", None)
-    if scores is None or not len(scores):
-        return None
-    return {
-        "method": "leave-one-out over the training images",
-        "alpha": post_processor.alpha,
-        "pixel_quantile": post_processor.pixel_quantile,
-        "position_calibration": pl_module.model.position_calibration,
-        "training_images": len(scores),
-        "false_alarm_rate_of_training_images": float((scores >= post_processor.image_threshold).float().mean()),
-        "scores": [round(float(score), 6) for score in scores],
-    }
-
-
 def _p_values(pl_module: LightningModule, scores: torch.Tensor) -> np.ndarray | None:
     calibration_scores = getattr(pl_module.post_processor, "calibration_scores", None)
     if calibration_scores is None or not len(calibration_scores):
@@ -427,39 +320,6 @@ def _to_pictures(images: torch.Tensor) -> np.ndarray:
     """Undo the normalisation: (B, 3, H, W) tensors to (B, H, W, 3) bytes."""
     pictures = images.detach().float().cpu() * IMAGENET_STD + IMAGENET_MEAN
     return (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, bool | int | float | str)
-
-
-def _same_configuration(folder: Path, other: Path) -> bool:
-    try:
-        one, two = (json.loads((run / "metrics.json").read_text()) for run in (folder, other))
-    except (OSError, ValueError):
-        return False
-    return one.get("config_sha256") == two["config_sha256"]
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove hidden folders that killed runs of the same name left on this machine."""
-    prefix = f".{folder.name}.partial-{socket.gethostname()}-"
-    for partial in folder.parent.glob(f"{prefix}*"):
-        process = partial.name.removeprefix(prefix)
-        if process.isdigit() and not _is_running(int(process)):
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _discard_workspace(trainer: Trainer) -> None:

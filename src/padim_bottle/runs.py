@@ -97,7 +97,7 @@ def read_runs(folders: Sequence[str | Path]) -> FinishedRuns:
     table = pd.DataFrame(rows)
     measured = (*METRICS, *defect_metrics(table), *RESOURCES)
     table = table.astype(dict.fromkeys(measured, float))
-    integers = (*COUNTS, *(name for name in RESOURCES if name.endswith("_bytes")))
+    integers = (*COUNTS, "features_from_seed", *(name for name in RESOURCES if name.endswith("_bytes")))
     table = table.astype(dict.fromkeys(integers, "Int64"))
     return FinishedRuns(table, problems, notes)
 
@@ -367,6 +367,7 @@ def _read_run(folder: Path) -> dict[str, Any]:
         "peak_gpu_memory_bytes": metrics["peak_memory_bytes"]["gpu"],
         "checkpoint_bytes": metrics["checkpoint_bytes"],
         "device": f"{metrics['device']['name']}, {metrics['device']['threads']} threads",
+        "features_from_seed": metrics.get("features_from_seed"),
         "git_commit": metrics["git_commit"],
     }
     for name in RESOURCES:

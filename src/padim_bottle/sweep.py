@@ -232,7 +232,7 @@ def finished(runs: Sequence[Run]) -> set[Run]:
     """
     from padim_bottle.environment import code_digest
     from padim_bottle.experiment import ParsedExperiment
-    from padim_bottle.results import RUN_FILES
+    from padim_bottle.run_folder import RUN_FILES
 
     fingerprints: dict[tuple, str | None] = {}
     done = set()
@@ -303,7 +303,7 @@ def _work_off(groups: Sequence[Sequence[Run]], done: int, settings: SweepSetting
 
 
 def _record_failure(outcome: Outcome) -> None:
-    from padim_bottle.results import failure_record
+    from padim_bottle.run_folder import failure_record
 
     record = {
         "experiment": outcome.run.experiment,
