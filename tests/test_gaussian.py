@@ -84,6 +84,17 @@ def test_a_covariance_that_is_not_positive_definite_gets_jitter_and_a_warning(ca
     assert "1 of 4 covariance matrices are not positive definite" in caplog.text
 
 
+def test_jitter_grows_until_it_is_enough_and_is_named(caplog):
+    covariance = torch.diag(torch.tensor([4.0, 2.0, -3e-5], dtype=torch.float64))  # mean variance 2, almost
+    with caplog.at_level(logging.WARNING):
+        factor = precision_cholesky(covariance[None])[0]
+    scale = covariance.diagonal().mean()
+    assert [record.args[2] for record in caplog.records] == pytest.approx([1e-6, 1e-5, 1e-4])
+    assert caplog.records[0].args[3] == pytest.approx(scale.item())
+    mended = covariance + 1e-4 * scale * torch.eye(3, dtype=torch.float64)
+    torch.testing.assert_close(factor @ factor.mT, torch.linalg.inv(mended))
+
+
 def test_features_that_are_not_finite_are_refused():
     gaussians = PatchGaussians()
     embedding = embeddings()

@@ -1,4 +1,4 @@
-"""What this package costs and what anomalib costs: whole runs, the fit alone, where a run's time goes, growth with N.
+"""What this package costs and what anomalib costs: whole runs, the fit, where a run's time goes, growth, prediction.
 
 Two implementations are always measured in turn (A B A B ...), so that a machine that slows down slows both, and
 compared pair by pair. Nothing heavy is imported at the top, see ``process_usage``.
@@ -28,6 +28,7 @@ from padim_bottle.benchmark_report import (
 )
 from padim_bottle.errors import UserError
 from padim_bottle.fit_benchmark import scaling_benchmark, statistics_benchmark
+from padim_bottle.predict_benchmark import predict_benchmark
 from padim_bottle.process_usage import measure
 
 OUR_CONFIG = Path("configs/padim_resnet18.yaml")
@@ -200,6 +201,19 @@ def _parser() -> argparse.ArgumentParser:
     scaling.add_argument(
         "--images", type=_positive, nargs="+", default=[50, 100, 209, 500, 1000], help="numbers of images"
     )
+
+    predict = add(
+        "predict",
+        "latency of predictions: stock anomalib, and ours in torch, ONNX Runtime and OpenVINO, in turn",
+        lambda o: predict_benchmark(o.model, o.images, o.batches, o.passes, o.warm_up, o.threads, o.output),
+    )
+    predict.add_argument("--model", type=Path, required=True, help="a run's folder, or its model.ckpt")
+    predict.add_argument("--images", type=Path, help="a folder of photos (default: the run's test images)")
+    predict.add_argument("--batches", type=_positive, nargs="+", default=[1, 8, 32], help="photos a pass")
+    predict.add_argument("--passes", type=_positive, default=100, help="timed passes of each (%(default)s)")
+    predict.add_argument("--warm-up", type=_positive, default=10, help="passes before those (%(default)s)")
+    cores = os.cpu_count() or 1
+    predict.add_argument("--threads", type=_positive, default=cores, help="of the CPU, each (%(default)s)")
     return parser
 
 

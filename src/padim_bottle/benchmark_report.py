@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from padim_bottle.whole_file import write_whole
+
 OURS, ANOMALIB = "ours", "anomalib"
 BACKBONE = "resnet18.tv_in1k"
 
@@ -50,9 +52,8 @@ def _show(values: dict[str, float], form: str, unit: str) -> str:
 
 def write_report(folder: Path, name: str, record: dict[str, Any], text: str | None = None) -> None:
     """Write ``<name>.json`` and, with a text, ``<name>.md``, and print the text."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_whole(folder / f"{name}.json", json.dumps(record, indent=2) + "\n")
     if text is not None:
-        (folder / f"{name}.md").write_text(text + "\n")
+        write_whole(folder / f"{name}.md", text + "\n")
         print(f"\n{text}\n")
     print(f"Written to {folder / name}.*")

@@ -114,6 +114,35 @@ class PatchGaussians(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+class TriangularDistance(nn.Module):
+    """The Mahalanobis distances of fitted Gaussians, for inference: the factors' zeros are neither kept nor read.
+
+    A distance takes each factor once, so scoring an image is as fast as memory delivers them. Cut into blocks of
+    columns, of which each starts at its first row that is not zero, they take ``P d (d + width) / 2`` numbers.
+
+    Args:
+        gaussians: the fitted Gaussians; they are left empty, or the factors would be held twice.
+        dtype: of the factors in memory, and in a file that is exported; distances are single precision.
+        width: columns of a block.
+    """
+
+    def __init__(self, gaussians: PatchGaussians, dtype: torch.dtype = torch.float32, width: int = 25) -> None:
+        super().__init__()
+        self.register_buffer("mean", gaussians.mean)
+        self.mean: torch.Tensor
+        self.starts = range(0, self.mean.shape[-1], width)
+        for start in self.starts:
+            block = gaussians.precision_cholesky[:, start:, start : start + width]
+            self.register_buffer(f"block_{start}", block.to(dtype).contiguous())
+        gaussians.precision_cholesky = torch.empty(0)
+
+    def distance(self, embedding: torch.Tensor) -> torch.Tensor:
+        """Return the Mahalanobis distances (B, P) of embeddings (B, P, d)."""
+        delta = (embedding - self.mean).transpose(0, 1)  # (P, B, d)
+        blocks = [torch.bmm(delta[..., s:], self.get_buffer(f"block_{s}").to(delta.dtype)) for s in self.starts]
+        return torch.cat(blocks, dim=-1).square().sum(dim=-1).sqrt().transpose(0, 1)
+
+
 def precision_cholesky(covariance: torch.Tensor) -> torch.Tensor:
     """Return lower-triangular C with ``C C^T`` the inverse of each covariance matrix.
 

@@ -72,6 +72,9 @@ class PadimModel(AnomalibPadimModel):
             # Signs that make the decomposition unique make q uniform over such matrices (Mezzadri 2007).
             self.register_buffer("projection", (q * r.diagonal().sign()).float())
 
+        # How many channels of each layer are kept: counted when first needed, as numbers that tracing can rely on.
+        self._kept: list[int] | None = None
+
         self.gaussian = PatchGaussians(storage_dtype)
         self.memory_bank = EmbeddingBank()
         self.anomaly_map_generator = SmoothUpsample()
@@ -129,16 +132,18 @@ class PadimModel(AnomalibPadimModel):
         """
         grid = features[self.layers[0]].shape[-2:]
         parts = []
-        start = 0
-        for layer, channels in zip(self.layers, self.layer_channels, strict=True):
+        start = first = 0
+        if self._kept is None:
+            self._kept = self._count_kept()
+        for layer, channels, kept in zip(self.layers, self.layer_channels, self._kept, strict=True):
             # Channels last: (B, h, w, C) is how the features lie in memory.
             feature = features[layer].float().permute(0, 2, 3, 1)
             if self.reduction == "random":
-                chosen = self.idx[(self.idx >= start) & (self.idx < start + channels)] - start
-                feature = feature[..., chosen]
+                # Sorted, so a layer's channels stand together.
+                feature = feature[..., self.idx[first : first + kept] - start]
             else:
                 feature = feature @ self.projection[start : start + channels]
-            start += channels
+            start, first = start + channels, first + kept
             feature = feature.permute(0, 3, 1, 2)
             if self.neighborhood > 1 and feature.shape[1]:
                 feature = F.avg_pool2d(
@@ -152,6 +157,10 @@ class PadimModel(AnomalibPadimModel):
                 feature = F.interpolate(feature, size=grid, mode="nearest")
             parts.append(feature.permute(0, 2, 3, 1).flatten(1, 2))
         return torch.cat(parts, dim=-1) if self.reduction == "random" else torch.stack(parts).sum(dim=0)
+
+    def _count_kept(self) -> list[int]:
+        ends = torch.tensor([0, *self.layer_channels], device=self.idx.device).cumsum(0)
+        return torch.searchsorted(self.idx, ends).diff().tolist()
 
     def fit(self) -> None:
         """Fit the Gaussians to the embeddings seen in training; see ``fit_and_calibrate``."""
@@ -197,6 +206,7 @@ class PadimModel(AnomalibPadimModel):
         for name in ("idx", "map_mean", "map_std"):
             value = state_dict.setdefault(prefix + name, torch.empty(0))
             setattr(self, name, torch.empty_like(value, device=getattr(self, name).device))
+        self._kept = None
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def anomalib_state_dict(self) -> dict[str, torch.Tensor]:
