@@ -13,10 +13,15 @@ pytestmark = [pytest.mark.real_data, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def experiment(mvtec_root, real_weights, tmp_path_factory):
+def folder(mvtec_root, real_weights, tmp_path_factory):
     results = tmp_path_factory.mktemp("results")
     train(CONFIGS / "padim_resnet18.yaml", ["--trainer.enable_progress_bar", "false"], seed=0, results=results)
-    return json.loads((results / "padim_resnet18" / "seed_0" / "metrics.json").read_text())
+    return results / "padim_resnet18" / "seed_0"
+
+
+@pytest.fixture(scope="module")
+def experiment(folder):
+    return json.loads((folder / "metrics.json").read_text())
 
 
 def test_figures_lie_where_published_ones_do(experiment):
@@ -45,3 +50,13 @@ def test_the_data_and_weights_are_the_published_ones(experiment):
     assert experiment["data"]["synthetic"] is False
     assert experiment["weights"]["source"] == "folder"
     assert set(experiment["per_defect"]) == {"broken_large", "broken_small", "contamination"}
+
+
+def test_the_report_shows_all_in_less_than_8_mb(folder):
+    report = folder / "report.html"
+    assert report.stat().st_size < 8e6
+    page = report.read_text(encoding="utf-8")
+    assert page.count('loading="lazy"') == 83  # every test image
+    assert page.count("<figure") == len(list((folder / "figures").glob("*.png"))) == 8
+    assert "PatchCore" in page and "Synthetic" not in page
+    assert all(f"alpha = {alpha} %" in page for alpha in (1, 5, 10))

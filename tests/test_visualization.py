@@ -10,6 +10,7 @@ from padim_bottle.visualization import (
     PREDICTION,
     TRUTH,
     HeatmapScale,
+    crop_panels,
     draw_prediction,
     write_png,
 )
@@ -165,6 +166,26 @@ def test_small_maps_are_enlarged_and_rectangular_ones_keep_their_shape():
     )
     assert picture.shape[0] > 7 * 32 and picture.shape[1] > 4 * 7 * 48
     assert pixels_like(picture, TRUTH) > 200
+
+
+@pytest.mark.parametrize(("height", "width"), [(256, 256), (32, 48), (100, 60)])
+def test_panels_are_cut_out_where_they_were_drawn(height, width):
+    rng = np.random.default_rng(0)
+    zoom = -(-224 // min(height, width))
+    image = rng.integers(0, 255, (height * zoom, width * zoom, 3), dtype=np.uint8)
+    nowhere = np.zeros((height, width), dtype=bool)
+    picture = draw_prediction(image, np.zeros((height, width), np.float32), nowhere, nowhere, SCALE, "caption")
+    photograph, truth, heat, decision = crop_panels(picture, (height, width))
+    for panel in (photograph, truth, decision):
+        np.testing.assert_array_equal(panel, image)
+    assert heat.shape == image.shape
+    # All low scores: a mixture of the grey photograph and the darkest colour.
+    assert heat.max() < 0.4 * 255 and np.ptp(heat.astype(int), axis=2).max() <= 6
+
+
+def test_a_picture_of_another_size_is_not_cut():
+    with pytest.raises(ValueError, match="has the size"):
+        crop_panels(draw(), (SIDE, SIDE + 1))
 
 
 @pytest.mark.parametrize("value", [-3.0, 10.0, 1e6])

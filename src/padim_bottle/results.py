@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -22,7 +23,9 @@ from lightning.pytorch.cli import SaveConfigCallback
 from padim_bottle import environment
 from padim_bottle.errors import UserError
 from padim_bottle.evaluation import Predictions, evaluate, predictions_table
-from padim_bottle.run_folder import partial_folder, publish, remove_abandoned
+from padim_bottle.loggers import log_results
+from padim_bottle.recorded_run import DATA_FILE, save_data
+from padim_bottle.run_folder import partial_folder, picture_path, publish, remove_abandoned
 from padim_bottle.run_record import (
     describe_calibration,
     describe_data,
@@ -33,6 +36,9 @@ from padim_bottle.run_record import (
 )
 from padim_bottle.summary import print_summary
 from padim_bottle.visualization import HeatmapScale, draw_prediction, write_png
+from padim_bottle.whole_file import write_whole
+
+logger = logging.getLogger(__name__)
 
 IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -41,9 +47,9 @@ IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 class ResultsWriter(Callback):
     """Writes ``<root>/<experiment>/seed_<n>/`` once a model was trained and tested, from YAML or Python alike.
 
-    The folder holds ``config.yaml`` (as resolved), ``metrics.json``, ``predictions.csv``, ``model.ckpt`` and
-    ``images/<defect>/<name>.png``. It is written under a hidden name and renamed when it is whole. A finished run of
-    another configuration that stands in its place is kept as ``seed_<n>.previous_<k>``.
+    The folder holds ``config.yaml`` (as resolved), ``metrics.json``, ``predictions.csv``, ``model.ckpt``,
+    ``images/<defect>/<name>.png``, ``figures/`` and ``report.html``. It is written under a hidden name and renamed when
+    it is whole. A finished run of another configuration that stands in its place is kept as ``seed_<n>.previous_<k>``.
 
     It reads raw scores: Lightning calls it before the model's own post-processor normalises them.
 
@@ -51,6 +57,7 @@ class ResultsWriter(Callback):
         experiment: name of the experiment, the folder's name.
         root: folder of all results.
         images: draw a picture of every test image.
+        report: draw figures and write ``report.html``. Should that fail, a warning says so and the rest is there.
 
     Attributes:
         quiet: print no summary; a sweep sets it.
@@ -58,7 +65,7 @@ class ResultsWriter(Callback):
             memory are not those of a run on its own; recorded in ``metrics.json``.
     """
 
-    def __init__(self, experiment: str, root: str | Path = "results", images: bool = True) -> None:
+    def __init__(self, experiment: str, root: str | Path = "results", images: bool = True, report: bool = True) -> None:
         if not re.fullmatch(r"[\w.][\w. +=,-]*", experiment) or experiment.startswith("."):
             raise UserError(
                 f"experiment: '{experiment}' cannot name a folder; use letters, digits, '_', '-' and '.', and do not "
@@ -67,6 +74,7 @@ class ResultsWriter(Callback):
         self.experiment = experiment
         self.root = Path(root)
         self.images = images
+        self.report = report
         self.quiet = False
         self.features_from_seed: int | None = None
         self.folder: Path | None = None
@@ -127,6 +135,7 @@ class ResultsWriter(Callback):
         self._maps: list[np.ndarray] = []
         self._masks: list[np.ndarray] = []
         self._drawings: list[Future] = []
+        self._pictures: set[Path] = set()
         self._pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="draw")
         self._thresholds = run_thresholds(pl_module)
         self._scale: HeatmapScale | None = None
@@ -159,7 +168,7 @@ class ResultsWriter(Callback):
                 self._drawings.append(
                     self._pool.submit(
                         self._draw,
-                        path,
+                        picture_path(Path(path), self._pictures),
                         pictures[i],
                         maps[i],
                         masks[i],
@@ -188,6 +197,7 @@ class ResultsWriter(Callback):
             anomaly_maps=np.concatenate(self._maps),
             masks=np.concatenate(self._masks),
         )
+        self._maps, self._masks = [], []  # they would take as much memory again
         metrics = evaluate(predictions, self._thresholds)
         self._stop("evaluate")
 
@@ -196,14 +206,19 @@ class ResultsWriter(Callback):
         table.to_csv(self._partial / "predictions.csv", index=False)
         self._write_config(trainer)
         self._take_checkpoint(trainer)
-        self._stop("total")
         self.metrics = {**self._header(trainer, pl_module), **metrics, **self._footer(pl_module)}
-        (self._partial / "metrics.json").write_text(json.dumps(self.metrics, indent=2, allow_nan=False) + "\n")
+        self._write_metrics()
+        if self.report:
+            self._start("report")
+            self._write_report(pl_module, predictions)
+            self._stop("report")
+        self._stop("total")
+        self._write_metrics()
         publish(self._partial, self.folder)
         self._partial = None
         _discard_workspace(trainer)
-        for run_logger in trainer.loggers:
-            run_logger.log_metrics({k: v for k, v in metrics.items() if isinstance(v, float)})
+        text = (self.folder / "config.yaml").read_text()
+        log_results(trainer.loggers, {**metrics, "seconds": self._seconds}, text, self.folder)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print the summary, below the finished progress bar."""
@@ -220,13 +235,15 @@ class ResultsWriter(Callback):
             shutil.rmtree(self._partial, ignore_errors=True)
             with contextlib.suppress(OSError):
                 self._partial.parent.rmdir()
+        if trainer.checkpoint_callback and trainer.checkpoint_callback.best_model_path:
+            Path(trainer.checkpoint_callback.best_model_path).unlink(missing_ok=True)
         _discard_workspace(trainer)
 
     # --- Parts of the result ---
 
     def _draw(
         self,
-        path: str,
+        target: Path,
         picture: np.ndarray,
         anomaly_map: np.ndarray,
         mask: np.ndarray,
@@ -242,8 +259,7 @@ class ResultsWriter(Callback):
             caption += f", p = {p_value:.3f}"
         pixel_threshold = np.inf if self._thresholds.pixel is None else self._thresholds.pixel
         drawing = draw_prediction(picture, anomaly_map, mask, anomaly_map >= pixel_threshold, scale, caption)
-        file = Path(path)
-        write_png(self._partial / "images" / file.parent.name / f"{file.stem}.png", drawing)
+        write_png(self._partial / target, drawing)
 
     def _heatmap_scale(self, pl_module: LightningModule, maps: np.ndarray) -> HeatmapScale:
         """One scale for all images of a run; without a threshold, that of the first batch."""
@@ -269,8 +285,8 @@ class ResultsWriter(Callback):
     def _footer(self, pl_module: LightningModule) -> dict[str, Any]:
         return {
             "calibration": describe_calibration(pl_module),
-            "seconds": {name: round(seconds, 3) for name, seconds in self._seconds.items()},
-            "peak_memory_bytes": environment.peak_memory(pl_module.device),
+            "seconds": {},  # known when all is done
+            "peak_memory_bytes": environment.peak_memory(pl_module.device, str(self.folder)),
             "checkpoint_bytes": (self._partial / "model.ckpt").stat().st_size,
             "device": environment.describe_device(pl_module.device),
             "versions": environment.versions(),
@@ -280,6 +296,33 @@ class ResultsWriter(Callback):
             "config_sha256": hashlib.sha256((self._partial / "config.yaml").read_bytes()).hexdigest(),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
+
+    def _write_metrics(self) -> None:
+        self.metrics["seconds"] = {name: round(seconds, 3) for name, seconds in self._seconds.items()}
+        # Renamed, so that a disk that is full the second time leaves what was written the first time.
+        write_whole(self._partial / "metrics.json", json.dumps(self.metrics, indent=2, allow_nan=False) + "\n")
+
+    def _write_report(self, pl_module: LightningModule, predictions: Predictions) -> None:
+        """Draw the figures and write the report; whatever goes wrong there, the run's numbers are kept."""
+        post_processor, model = pl_module.post_processor, pl_module.model
+        try:
+            from padim_bottle.report import write_report
+
+            save_data(
+                self._partial / DATA_FILE,
+                predictions,
+                self._thresholds.pixel,
+                calibration_scores=_to_numpy(getattr(post_processor, "calibration_scores", None)),
+                map_mean=_to_numpy(getattr(model, "map_mean", None)),
+                map_std=_to_numpy(getattr(model, "map_std", None)),
+            )
+            write_report(self._partial)
+        except Exception as error:
+            shutil.rmtree(self._partial / DATA_FILE.parent, ignore_errors=True)
+            logger.warning(
+                "The figures and the report of %s could not be made (%s: %s). Everything else of the run is there.",
+                self.folder, type(error).__name__, error,
+            )  # fmt: skip
 
     def _write_config(self, trainer: Trainer) -> None:
         saver = next((c for c in trainer.callbacks if isinstance(c, SaveConfigCallback)), None)
@@ -314,6 +357,10 @@ def _p_values(pl_module: LightningModule, scores: torch.Tensor) -> np.ndarray | 
     if calibration_scores is None or not len(calibration_scores):
         return None
     return pl_module.post_processor.p_value(scores.to(calibration_scores.device)).cpu().numpy()
+
+
+def _to_numpy(values: torch.Tensor | None) -> np.ndarray:
+    return np.empty(0, np.float32) if values is None else values.detach().float().cpu().numpy()
 
 
 def _to_pictures(images: torch.Tensor) -> np.ndarray:

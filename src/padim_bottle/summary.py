@@ -31,7 +31,7 @@ def print_summary(metrics: dict[str, Any], folder: Path, console: Console | None
         console.print(_threshold_sentences(metrics))
     if metrics["per_defect"]:
         console.print(_defects_table(metrics["per_defect"]))
-    for name in ("metrics.json", "predictions.csv", "images", "config.yaml", "model.ckpt"):
+    for name in ("report.html", "metrics.json", "predictions.csv", "images", "figures", "config.yaml", "model.ckpt"):
         if (folder / name).exists():
             console.print(f"  {folder / name}", highlight=False)
 

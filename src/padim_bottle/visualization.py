@@ -4,8 +4,6 @@ Nothing here keeps state, so pictures can be drawn in a pool of threads.
 """
 
 import math
-import os
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +12,8 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from padim_bottle.whole_file import write_whole
 
 Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -102,10 +102,9 @@ def draw_prediction(
         ValueError: if the shapes do not fit or the map holds NaN.
     """
     _check(image, anomaly_map, mask, predicted_mask)
-    height, width = anomaly_map.shape
-    zoom = math.ceil(_MIN_PANEL / min(height, width))
-    height, width = height * zoom, width * zoom
-    unit = min(height, width) / 256  # line widths and letters grow with the panels
+    layout = _Layout.of(anomaly_map.shape)
+    height, width, unit, top, lefts = layout.height, layout.width, layout.unit, layout.top, layout.lefts
+    zoom = height // anomaly_map.shape[0]
 
     image = _resized(image, height, width)
     predicted_mask = _enlarged(predicted_mask, zoom)
@@ -122,18 +121,13 @@ def draw_prediction(
         _outline(decision_panel, mask, TRUTH, unit, dashed=True)
     panels = [image, truth_panel, cv2.addWeighted(grey, 0.35, heat, 0.65, 0), decision_panel]
 
-    margin, title_height, caption_height = round(8 * unit), round(24 * unit), round(30 * unit)
-    bar_width, number_width = round(10 * unit), round(38 * unit)
-    top = title_height
-    lefts = [margin + i * (width + margin) for i in range(4)]
-    bar_left = lefts[2] + width + margin // 2
-    lefts[3] = bar_left + bar_width + number_width + margin
-    canvas = np.empty((top + height + caption_height, lefts[3] + width + margin, 3), dtype=np.uint8)
+    bar_left, bar_right = layout.bar
+    canvas = np.empty((*layout.size, 3), dtype=np.uint8)
     canvas[:] = _CANVAS
     for left, panel in zip(lefts, panels, strict=True):
         canvas[top : top + height, left : left + width] = panel
     levels = np.linspace(scale.high, scale.low, height)
-    canvas[top : top + height, bar_left : bar_left + bar_width] = scale.colours(levels)[:, None]
+    canvas[top : top + height, bar_left:bar_right] = scale.colours(levels)[:, None]
 
     page = Image.fromarray(canvas)
     pen = ImageDraw.Draw(page)
@@ -146,9 +140,26 @@ def draw_prediction(
     _key(pen, lefts[3] + width, top, "solid", PREDICTION, small, unit)
     if mask is None:
         pen.text((lefts[1] + width / 2, top + height / 2), "not known", _FAINT, font, anchor="mm")
-    _label_bar(pen, (bar_left, top, bar_left + bar_width, top + height), scale, small, unit)
-    pen.text((margin, top + height + 20 * unit), caption, _INK, font, anchor="ls")
+    _label_bar(pen, (bar_left, top, bar_right, top + height), scale, small, unit)
+    pen.text((lefts[0], top + height + 20 * unit), caption, _INK, font, anchor="ls")
     return np.array(page)
+
+
+def crop_panels(picture: Picture, map_shape: tuple[int, int]) -> list[Picture]:
+    """Cut the four panels - image, ground truth, anomaly map, prediction - out of a picture of ``draw_prediction``.
+
+    Args:
+        picture: RGB or BGR, uint8.
+        map_shape: ``(H, W)`` of the anomaly map that it was drawn from.
+
+    Raises:
+        ValueError: if no picture of such a map has this size.
+    """
+    layout = _Layout.of(map_shape)
+    if picture.shape[:2] != layout.size:
+        raise ValueError(f"a picture of a map {map_shape} has the size {layout.size}, not {picture.shape[:2]}")
+    rows = slice(layout.top, layout.top + layout.height)
+    return [picture[rows, left : left + layout.width] for left in layout.lefts]
 
 
 def write_png(path: Path, array: Picture) -> None:
@@ -166,14 +177,34 @@ def write_png(path: Path, array: Picture) -> None:
     # One fixed filter is nearly twice as fast as the default and files are hardly larger.
     settings = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
     _, encoded = cv2.imencode(".png", bgr, settings)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
-    try:
-        unfinished.write_bytes(encoded)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(Path(path), encoded.tobytes())
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where things are in a picture, in pixels."""
+
+    height: int  # of a panel
+    width: int
+    unit: float  # line widths and letters grow with the panels
+    top: int
+    lefts: tuple[int, int, int, int]
+    bar: tuple[int, int]
+    size: tuple[int, int]  # height and width of the whole picture
+
+    @classmethod
+    def of(cls, map_shape: tuple[int, int]) -> "_Layout":
+        zoom = math.ceil(_MIN_PANEL / min(map_shape))
+        height, width = map_shape[0] * zoom, map_shape[1] * zoom
+        unit = min(height, width) / 256
+        margin, title_height, caption_height = round(8 * unit), round(24 * unit), round(30 * unit)
+        bar_width, number_width = round(10 * unit), round(38 * unit)
+        first, second, third = (margin + i * (width + margin) for i in range(3))
+        bar_left = third + width + margin // 2
+        fourth = bar_left + bar_width + number_width + margin
+        size = (title_height + height + caption_height, fourth + width + margin)
+        lefts = (first, second, third, fourth)
+        return cls(height, width, unit, title_height, lefts, (bar_left, bar_left + bar_width), size)
 
 
 def _check(

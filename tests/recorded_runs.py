@@ -1,0 +1,97 @@
+"""Finished runs, written as ``ResultsWriter`` writes them, without training anything."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from padim_bottle.calibration import conformal_threshold, p_value
+from padim_bottle.evaluation import Predictions, Thresholds, evaluate, predictions_table
+from padim_bottle.recorded_run import DATA_FILE, save_data
+from padim_bottle.visualization import HeatmapScale, draw_prediction, write_png
+
+SIDE = 32
+TYPES = {"good": 8, "broken_large": 5, "contamination": 6}
+
+
+def write_run(
+    folder: Path,
+    types: dict[str, int] = TYPES,
+    *,
+    training: int = 30,
+    alpha: float = 0.1,
+    real: bool = False,
+    pictures: bool = True,
+    data: bool = True,
+    seed: int = 0,
+    experiment: str = "an_experiment",
+) -> Path:
+    """Write a run of made-up scores; without training images it has no calibration and no threshold."""
+    rng = np.random.default_rng(seed)
+    names = [name for name, count in types.items() for _ in range(count)]
+    labels = np.array(names) != "good"
+    # Rounded, so that there are ties; types overlap with the good images.
+    scores = np.round(rng.gamma(4, 1.2, len(names)) * np.where(labels, 2.0, 1.0) * 2) / 2 + 1
+    masks = np.zeros((len(names), SIDE, SIDE), dtype=bool)
+    masks[labels, 4:14, 6:12] = True
+    maps = rng.gamma(3, 1, masks.shape).astype(np.float32) + 3 * masks.astype(np.float32)
+    predictions = Predictions(
+        [f"/data/test/{name}/{i:03}.png" for i, name in enumerate(names)], names, labels, scores, maps, masks
+    )
+    calibration = torch.from_numpy(rng.gamma(4, 1.2, training).astype(np.float32) + 1).sort().values
+    image = conformal_threshold(calibration, alpha).item() if training else None
+    pixel = 6.0 if training else None
+    source = f"leave-one-out scores of the training images, alpha = {alpha:g}" if training else "none"
+    thresholds = Thresholds(image, pixel, source)
+    p_values = p_value(torch.from_numpy(scores).float(), calibration).numpy() if training else None
+    metrics = {
+        "experiment": experiment,
+        "seed": seed,
+        "data": {
+            "name": "MVTec AD" if real else "synthetic bottles",
+            "category": "bottle",
+            "synthetic": not real,
+            "train_images": training,
+            "test_images": len(names),
+            "fingerprint": "0" * 64,
+        },
+        "weights": {"name": "resnet18.tv_in1k", "source": "folder" if real else "random", "sha256": None},
+        "model": {"class": "padim_bottle.model.Padim"},
+        **evaluate(predictions, thresholds),
+        "calibration": {
+            "alpha": alpha,
+            "position_calibration": True,
+            "training_images": training,
+            "scores": [round(float(score), 6) for score in calibration],
+        }
+        if training
+        else None,
+        "seconds": {},
+        "peak_memory_bytes": {"process": 1, "largest_worker": 1, "gpu": None},
+        "checkpoint_bytes": 1,
+        "device": {"name": "cpu", "threads": 2},
+        "versions": {"python": "3.11"},
+        "git_commit": None,
+        "config_sha256": "1" * 64,
+    }
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(metrics, allow_nan=False))
+    predictions_table(predictions, thresholds, p_values).to_csv(folder / "predictions.csv", index=False)
+    if data:
+        extent = (SIDE, SIDE) if training else (0,)
+        save_data(
+            folder / DATA_FILE,
+            predictions,
+            pixel,
+            calibration_scores=calibration.numpy(),
+            map_mean=np.ones(extent, np.float32),
+            map_std=np.full(extent, 0.5, np.float32),
+        )
+    if pictures:
+        scale = HeatmapScale.from_threshold(6.0, 3.0)
+        for i, path in enumerate(predictions.image_paths):
+            photograph = rng.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
+            drawing = draw_prediction(photograph, maps[i], masks[i], maps[i] >= 6, scale, "a caption")
+            write_png(folder / "images" / names[i] / f"{Path(path).stem}.png", drawing)
+    return folder
