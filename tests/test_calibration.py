@@ -61,12 +61,13 @@ def test_fewer_than_three_images_are_refused(count):
         leave_one_out_distances(torch.zeros(count, 4, 2), torch.eye(2).repeat(4, 1, 1))
 
 
-def test_identical_training_images_give_zero_not_nan():
+def test_identical_training_images_give_zero_not_nan(caplog):
     distances = leave_one_out(torch.ones(6, 4, 3))
     assert torch.equal(distances, torch.zeros(6, 4))
     calibration = calibrate(
         distances.unflatten(1, (2, 2)), lambda maps: maps, pixel_quantile=0.9995, position_calibration=True
     )
+    assert "The 6 training images do not differ" in caplog.text
     assert torch.equal(calibration.scores, torch.zeros(6))
     assert (calibration.map_std > 0).all()
     post_processor = CalibratedPostProcessor(alpha=0.2)
@@ -89,14 +90,27 @@ def test_leave_one_out_z_equals_standardising_by_the_other_maps():
 
 
 def test_position_statistics_survive_a_large_common_offset():
-    maps = 1e4 + torch.rand(50, 3, 3, generator=torch.Generator().manual_seed(0)).double()
+    maps = 1e4 + torch.rand(50, 3, 3, generator=torch.Generator().manual_seed(0))  # float32, as anomaly maps are
     mean, std = position_statistics(iter(maps.split(7)), 50)
-    torch.testing.assert_close(mean, maps.mean(0), rtol=1e-12, atol=0)
-    torch.testing.assert_close(std, maps.std(0), rtol=1e-9, atol=0)
+    torch.testing.assert_close(mean, maps.double().mean(0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(std, maps.double().std(0), rtol=1e-9, atol=0)
+
+
+def test_where_good_images_do_not_differ_a_difference_counts_but_not_infinitely():
+    maps = torch.randn(20, 4, 5, generator=torch.Generator().manual_seed(0)) * 50
+    maps[:, 1, 2] = 3.0
+    mean, std = position_statistics(iter(maps.split(8)), 20)
+    floor = 1e-3 * maps.double().std(0).median()
+    torch.testing.assert_close(std[1, 2], floor)
+    torch.testing.assert_close(leave_one_out_z(maps, mean, std, 20)[:, 1, 2], torch.zeros(20).double())
+    # Far off, the variance of the others (their formula, fed with this image) is below the floor.
+    odd = maps[:1].clone()
+    odd[0, 1, 2] += 7.0
+    torch.testing.assert_close(leave_one_out_z(odd, mean, std, 20)[0, 1, 2], 7.0 * (20 / 19) / floor)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_pixel_threshold_is_the_quantile_of_all_pixels(batch_size):
+def test_pixel_threshold_is_the_quantile_of_all_pixels(batch_size, caplog):
     maps = torch.rand(10, 20, 20, generator=torch.Generator().manual_seed(0))
     calibration = calibrate(
         maps, lambda batch: batch, pixel_quantile=0.995, position_calibration=False, batch_size=batch_size
@@ -104,6 +118,7 @@ def test_pixel_threshold_is_the_quantile_of_all_pixels(batch_size):
     expected = np.quantile(maps.numpy().ravel(), 0.995, method="inverted_cdf")
     assert calibration.pixel_threshold.item() == pytest.approx(float(expected), rel=1e-6)
     torch.testing.assert_close(calibration.scores, maps.flatten(1).amax(1).sort().values)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize(
@@ -135,6 +150,11 @@ def test_too_few_images_for_alpha_warn_and_use_the_largest_score(caplog):
         threshold = conformal_threshold(scores, alpha=0.05)
     assert 9 < threshold < 9.001
     assert "needs at least 19 training images, there are 10" in caplog.text
+    assert "rate of 0.0909" in caplog.text
+    caplog.clear()
+    # 19 is enough: the largest score of 19 is exceeded by one new image in 20.
+    conformal_threshold(torch.arange(19.0), alpha=0.05)
+    assert "needs at least" not in caplog.text
     caplog.clear()
     conformal_threshold(torch.arange(50.0), alpha=0.05)
     assert "rests on the 2 largest scores" in caplog.text

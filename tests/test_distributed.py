@@ -31,7 +31,7 @@ overrides:
   model.init_args.n_features: 40
   trainer.accelerator: cpu
 """
-RUN_FILES = {"config.yaml", "images", "metrics.json", "model.ckpt", "predictions.csv"}
+RUN_FILES = {"config.yaml", "figures", "images", "metrics.json", "model.ckpt", "predictions.csv", "report.html"}
 
 
 @pytest.fixture(scope="module")

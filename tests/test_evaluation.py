@@ -152,7 +152,8 @@ def test_counts_at_the_threshold_equal_scikit_learn():
     pixels = f1_score(predictions.masks.ravel(), predictions.anomaly_maps.ravel() >= 25.0)
     assert metrics["pixel_F1Score"] == pytest.approx(pixels)
     assert metrics["images"] == {"good": 12, "defective": 15}
-    assert metrics["thresholds"]["source"] == "median"
+    recorded = metrics["thresholds"]
+    assert (recorded["image"], recorded["pixel"], recorded["source"]) == (threshold, 25.0, "median")
 
 
 def test_a_score_equal_to_the_threshold_is_defective():
@@ -341,6 +342,7 @@ def test_table_has_a_row_an_image_in_order():
     assert table.p_value.tolist() == p_values.tolist()
     assert table.predicted_label.tolist() == (predictions.scores >= 33.0).tolist()
     assert 0 < table.predicted_label.sum() < 15
+    assert table.threshold.tolist() == [33.0] * 15
     np.testing.assert_array_equal(table.map_max, predictions.scores)
     np.testing.assert_allclose(table.predicted_area, (predictions.anomaly_maps >= 25.0).mean(axis=(1, 2)))
 

@@ -26,6 +26,9 @@ SMALL = {
     "model": {"image_size": [64, 64], "n_features": 40},
 }
 
+# For the sake of time.
+NO_REPORT = {"trainer.callbacks.report": False}
+
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
@@ -102,7 +105,7 @@ def test_a_swept_run_is_the_run_that_train_makes(swept, workplace):
 
 def test_a_sweep_leaves_runs_and_a_comparison(swept):
     assert {path.name for path in swept.iterdir()} == {
-        "seed_0", "seed_1", "seed_2", "summary.csv", "summary.md", "comparison.png",
+        "seed_0", "seed_1", "seed_2", "summary.csv", "summary.md", "comparison.png", "report.html",
     }  # fmt: skip
     assert {path.name for path in swept.parent.iterdir()} <= {NAME, ".sweep.lock"}
     assert len({json.dumps(read(swept / f"seed_{seed}")["calibration"]) for seed in range(3)}) == 3
@@ -225,7 +228,7 @@ def test_two_sweeps_in_one_results_folder_are_refused(swept, capsys):
 def test_a_run_that_fails_is_recorded_and_stops_no_other(workplace, monkeypatch, capsys):
     from padim_bottle.results import ResultsWriter
 
-    arguments = [*write_sweep(), "--seeds", "0-2", "--results", "failing"]
+    arguments = [*write_sweep("failing.yaml", overrides=NO_REPORT), "--seeds", "0-2", "--results", "failing"]
     on_test_end = ResultsWriter.on_test_end
 
     def fail_once(self, trainer, model):
@@ -253,7 +256,8 @@ def test_a_run_that_fails_is_recorded_and_stops_no_other(workplace, monkeypatch,
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 def test_a_killed_sweep_goes_on_where_it_was(workplace):
-    arguments = [*write_sweep(cache_folder="cache"), "--seeds", "0-3", "--results", "killed"]
+    settings = write_sweep("killed.yaml", cache_folder="cache", overrides=NO_REPORT)
+    arguments = [*settings, "--seeds", "0-3", "--results", "killed"]
     script = [sys.executable, str(ROOT / "scripts" / "sweep.py"), *arguments]
     process = subprocess.Popen(script, stderr=subprocess.DEVNULL, start_new_session=True)
     folder = Path("killed", NAME)
@@ -278,7 +282,7 @@ def test_experiments_without_shared_features_are_swept_too(workplace):
     arguments = write_sweep(
         "plain.yaml",
         seeds=[0, 1],
-        overrides={"model.init_args.calibration": False, "model.init_args.position_calibration": False},
+        overrides={**NO_REPORT, "model.init_args.calibration": False, "model.init_args.position_calibration": False},
     )
     assert sweep_command([*arguments, "--results", "plain"]) == 0
     assert [read(Path("plain", NAME, f"seed_{seed}"))["features_from_seed"] for seed in (0, 1)] == [None, None]

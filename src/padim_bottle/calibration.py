@@ -113,6 +113,8 @@ def calibrate(
         return (to_map(batch) for batch in distances.split(batch_size))
 
     mean, std = position_statistics(maps(), count)
+    if not distances.any():
+        logger.warning("The %d training images do not differ: anything that differs will be called a defect.", count)
     scores = []
     top = distances.new_empty(0)
     keep = None

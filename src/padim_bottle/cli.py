@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from padim_bottle.errors import UnavailableError, UserError
+from padim_bottle.errors import UnavailableError, UserError, explain_failure
 
 DEFAULT_CONFIG = Path("configs/padim_resnet18.yaml")
 
@@ -57,13 +57,15 @@ def train_command(arguments: Sequence[str] | None = None) -> int:
             print(_banner(str(error), options.fallback), file=sys.stderr)
             train(options.fallback, [], options.seed, None, options.results)
             print(_banner("This was the demo, not the experiment.", options.fallback), file=sys.stderr)
-    except UserError as error:
-        # An error in a DataLoader's worker arrives with the worker's traceback in front of its message.
-        print(f"error: {str(error).rsplit('UserError: ', 1)[-1].strip()}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
         print("interrupted: nothing half-written was left behind", file=sys.stderr)
         return 130
+    except Exception as error:
+        message = explain_failure(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -115,7 +117,7 @@ def quiet() -> None:
         ".*Please use.*weights_only.*",
     ):
         warnings.filterwarnings("ignore", message=message)
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning_fabric", "pytorch_lightning", "anomalib"):
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning_fabric", "pytorch_lightning", "anomalib", "timm"):
         logging.getLogger(name).setLevel(logging.ERROR)
         logging.getLogger(f"{name}.utilities.rank_zero").setLevel(logging.ERROR)
 

@@ -6,13 +6,14 @@ pandas and matplotlib are loaded inside the functions: ``--help`` answers at onc
 from __future__ import annotations
 
 import argparse
-import os
+import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from padim_bottle.errors import UserError
+from padim_bottle.whole_file import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,26 +88,16 @@ def _write(runs: FinishedRuns, output: Path) -> Path:
     from padim_bottle.comparison_report import report
 
     table = runs.table.drop(columns="folder")
-    figure = draw_comparison(runs.table)
+    picture = io.BytesIO()
+    draw_comparison(runs.table).savefig(picture, format="png", dpi=160, metadata={"Software": None})
     text = report(runs)
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        _replace(output / "summary.csv", lambda path: table.to_csv(path, index=False))
-        _replace(output / "comparison.png", lambda path: figure.savefig(path, dpi=160, metadata={"Software": None}))
-        _replace(output / "summary.md", lambda path: path.write_text(text, encoding="utf-8"))
+        write_whole(output / "summary.csv", table.to_csv(index=False))
+        write_whole(output / "comparison.png", picture.getvalue())
+        write_whole(output / "summary.md", text)
     except OSError as error:
         raise UserError(f"Cannot write the comparison to {output}: {error}.") from error
     return output / "summary.md"
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write under a temporary name and rename, so that no reader meets half a file."""
-    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _common_folder(folders: Sequence[str | Path]) -> Path:

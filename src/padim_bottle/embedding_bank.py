@@ -4,6 +4,8 @@ import tempfile
 
 import torch
 
+from padim_bottle.errors import UserError
+
 
 class EmbeddingBank:
     """Embeddings (N, P, d) that arrive batch by batch and are read again block of positions by block of positions.
@@ -19,15 +21,26 @@ class EmbeddingBank:
         self._file = None
 
     def append(self, embedding: torch.Tensor) -> None:
-        """Add a batch (B, P, d), float32."""
+        """Add a batch (B, P, d), float32.
+
+        Raises:
+            UserError: the folder of temporary files is full.
+        """
         self.count += len(embedding)
         self._shape = tuple(embedding.shape[1:])
         if embedding.device.type != "cpu":
             self._batches.append(embedding)
             return
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="padim-embeddings-")  # noqa: SIM115
-        self._file.write(embedding.contiguous().numpy().data)
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="padim-embeddings-")  # noqa: SIM115
+            self._file.write(embedding.contiguous().numpy().data)
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"Cannot keep the training embeddings in {tempfile.tempdir or 'a temporary file'} ({error.strerror}): "
+                f"an image takes {embedding[0].nbytes / 1e6:.1f} MB. Free some, or set TMPDIR to a folder elsewhere."
+            ) from error
 
     def block(self, positions: slice) -> torch.Tensor:
         """Return the embeddings (N, p, d) of a block of p consecutive positions."""

@@ -59,10 +59,21 @@ def describe_device(device: torch.device) -> dict[str, Any]:
     return {"type": device.type, "name": name, "threads": torch.get_num_threads()}
 
 
-def peak_memory(device: torch.device) -> dict[str, int | None]:
-    """Return the largest resident memory of this process and of its largest child, and of the GPU, in bytes."""
+_runs_measured: set[str] = set()
+
+
+def peak_memory(device: torch.device, run: str) -> dict[str, int | None]:
+    """Return the largest resident memory of this process and of its largest child, and of the GPU, in bytes.
+
+    The system keeps one peak for the life of a process: after its first run it is no longer any run's own, and unknown.
+
+    Args:
+        device: where the run computed.
+        run: the run's folder.
+    """
     memory: dict[str, int | None] = {"process": None, "largest_worker": None, "gpu": None}
-    if sys.platform != "win32":
+    _runs_measured.add(run)
+    if sys.platform != "win32" and len(_runs_measured) == 1:
         import resource
 
         unit = 1 if sys.platform == "darwin" else 1024

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 from anomalib.cli import AnomalibCLI
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning import seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import instantiate_class
 
 from padim_bottle.backbone import default_n_features, locate_weights
+from padim_bottle.config_file import check_class_paths, check_config
 from padim_bottle.data.mvtec import MVTecAD
 from padim_bottle.data.verify import fingerprint
 from padim_bottle.errors import UserError
@@ -54,6 +57,8 @@ class ExperimentCLI(AnomalibCLI):
         self._workplace = workplace
         self._seed = seed
         self._results = {"experiment": experiment, "root": None if results is None else str(results)}
+        self._config_file = config
+        check_config(config)
         try:
             super().__init__(["train", "--config", str(config), *overrides], run=False)
         except (ArgumentError, ValueError, TypeError) as error:
@@ -79,12 +84,15 @@ class ExperimentCLI(AnomalibCLI):
         """Apply the seed and the overrides of the results folder, and point anomalib's classes to data and weights."""
         super().before_instantiate_classes()
         config = self.config["train"]
+        check_class_paths(config.as_dict(), self._config_file)  # also those of overrides, and those in short form
         arguments = config.model.init_args
         if self._seed is not None:
             _set_seed(config, self._seed)
         seed = arguments.get("seed", config.seed_everything)
         # ``True`` is the stock default, "a random seed": the control is then unseeded, as it is under the stock CLI.
-        if seed is not True and seed is not None:
+        if "seed" in arguments or (seed is not True and seed is not None):
+            if seed is None or seed >= 2**32:
+                raise UserError(f"seed: {seed} is not a whole number from 0 to {2**32 - 1}.")
             if seed < 0:
                 raise UserError(f"seed: {seed} is negative, choose 0 or more.")
             seed_everything(seed, verbose=False)
@@ -112,9 +120,25 @@ class ExperimentCLI(AnomalibCLI):
         super().instantiate_engine()
 
     def run(self) -> None:
-        """Train and test."""
+        """Train and test.
+
+        Raises:
+            UserError: among others, what Lightning's Trainer does not accept.
+        """
         self.datamodule.prepare_data()
-        self.engine.train(model=self.model, datamodule=self.datamodule)
+        for attempt in range(50):
+            try:
+                self.engine.train(model=self.model, datamodule=self.datamodule)
+                return
+            except (FileExistsError, FileNotFoundError):  # noqa: PERF203
+                # Runs that begin or end together meet in anomalib's numbered working folder: take the next number.
+                if self.engine._trainer is not None or attempt == 49:
+                    raise
+                time.sleep(0.02)
+            except (ValueError, MisconfigurationException) as error:
+                if self.engine._trainer is not None:
+                    raise
+                raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 class ParsedExperiment(ExperimentCLI):

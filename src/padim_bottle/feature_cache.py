@@ -15,6 +15,7 @@ from anomalib.data import ImageBatch
 from torch.utils.data import DataLoader
 
 from padim_bottle.data.mvtec import MVTecAD
+from padim_bottle.errors import UserError
 from padim_bottle.experiment import ExperimentCLI
 from padim_bottle.model import Padim
 
@@ -118,10 +119,22 @@ class FeatureCache:
         datamodule.test_dataloader = lambda: _load(self._test_batches)
 
     def _to_disk(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Write tensors, and return them as memory maps with the same strides."""
+        """Write tensors, and return them as memory maps with the same strides.
+
+        Raises:
+            UserError: they cannot be written, most often because the disk is full.
+        """
         self._files += 1
         path = Path(self._folder.name, f"{self._files}.pt")
-        torch.save({name: tensor.detach().as_subclass(torch.Tensor) for name, tensor in tensors.items()}, path)
+        plain = {name: tensor.detach().as_subclass(torch.Tensor) for name, tensor in tensors.items()}
+        try:
+            torch.save(plain, path)
+        except (OSError, RuntimeError) as error:  # torch's own writer reports a full disk as a RuntimeError
+            path.unlink(missing_ok=True)
+            raise UserError(
+                f"Cannot keep the features in {self._folder.name}: is the disk full? Free some space, or choose "
+                "another cache_folder."
+            ) from error
         mapped = torch.load(path, mmap=True, map_location="cpu")
         # A mapped file stays readable without its name, and is gone with the process. Windows does not let go of it.
         with contextlib.suppress(OSError):

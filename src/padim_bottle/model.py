@@ -66,6 +66,8 @@ class Padim(AnomalibPadim):
                 raise UserError(f"{name}: {value} is not between 0 and 1.")
         if seed < 0:
             raise UserError(f"seed: {seed} is negative, choose 0 or more.")
+        if min(image_size) < 1:
+            raise UserError(f"image_size: {list(image_size)} is not a height and a width of 1 or more.")
         if pre_processor is True:
             pre_processor = self.configure_pre_processor(tuple(image_size))
         if post_processor is True and calibration:

@@ -1,6 +1,7 @@
 """What the record of a run says about its model: seed, data, weights, thresholds, calibration."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,10 +56,12 @@ def describe_data(datamodule: Any) -> dict[str, Any]:
 
 def describe_model(pl_module: LightningModule) -> dict[str, Any]:
     """Return the model's class and its arguments, as far as JSON can hold them."""
-    return {
-        "class": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
-        **{name: value for name, value in pl_module.hparams.items() if _is_plain(value)},
-    }
+    arguments = {name: value for name, value in pl_module.hparams.items() if _is_plain(value)}
+    backbone = arguments.get("backbone")
+    if isinstance(backbone, str) and backbone.startswith(LOCAL_PREFIX):
+        # Where the weights lie on this machine is no property of the model; their hash is recorded.
+        arguments["backbone"] = Path(backbone.removeprefix(LOCAL_PREFIX)).name
+    return {"class": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}", **arguments}
 
 
 def describe_weights(pl_module: LightningModule) -> dict[str, Any]:
@@ -86,7 +89,7 @@ def describe_calibration(pl_module: LightningModule) -> dict[str, Any] | None:
         "position_calibration": pl_module.model.position_calibration,
         "training_images": len(scores),
         "false_alarm_rate_of_training_images": float((scores >= post_processor.image_threshold).float().mean()),
-        "scores": [round(float(score), 6) for score in scores],
+        "scores": [float(score) for score in scores],
     }
 
 

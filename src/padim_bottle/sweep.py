@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from padim_bottle.cli import quiet
-from padim_bottle.errors import UserError
+from padim_bottle.config_file import check_config
+from padim_bottle.errors import UserError, explain_failure
 from padim_bottle.groups import Outcome, Run, train_group
+from padim_bottle.whole_file import write_whole
 
 DEFAULT_CONFIG = Path("configs/sweep.yaml")
 
@@ -86,12 +88,15 @@ def sweep_command(arguments: Sequence[str] | None = None) -> int:
         if options.dry_run:
             return _list_runs(settings)
         return 1 if sweep(settings) else 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
         print("interrupted: finished runs are kept, and the same command goes on from here", file=sys.stderr)
         return 130
+    except Exception as error:
+        message = explain_failure(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 2
 
 
 def read_settings(config: Path) -> SweepSettings:
@@ -102,13 +107,13 @@ def read_settings(config: Path) -> SweepSettings:
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     if not config.is_file():
         raise UserError(f"There is no config file {config}.")
+    check_config(config)
     try:
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SweepSettings), OmegaConf.load(config)))
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
         key = getattr(error, "full_key", None)
         message = " ".join(str(error).splitlines()[0].split())
         raise UserError(f"{config}: {f'{key}: ' if key else ''}{message}") from error
@@ -313,16 +318,25 @@ def _record_failure(outcome: Outcome) -> None:
         "failed": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     path = failure_record(outcome.run.folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    try:
+        write_whole(path, json.dumps(record, indent=2) + "\n")
+    except OSError as error:  # such as the full disk that the run failed of; the other runs go on
+        print(f"{outcome.run}: its failure is not recorded ({error.strerror})", file=sys.stderr)
 
 
 def _compare(runs: Sequence[Run]) -> None:
     from padim_bottle.compare import write_comparison
 
-    folders = {run.folder.parent for run in runs if run.folder.is_dir()}
+    folders = sorted({run.folder.parent for run in runs if run.folder.is_dir()})
     if folders:
-        print(write_comparison(sorted(folders)))
+        summary = write_comparison(folders)
+        print(summary)
+        try:
+            from padim_bottle.sweep_report import write_sweep_report
+
+            print(write_sweep_report(folders, summary.parent))
+        except Exception as error:  # the numbers are in the summary
+            print(f"report.html could not be written: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 def _list_runs(settings: SweepSettings) -> int:

@@ -152,6 +152,8 @@ class MVTecAD(anomalib.data.MVTecAD):
         verify: bool = True,
         download: bool = True,
     ) -> None:
+        check_at_least(1, train_batch_size=train_batch_size, eval_batch_size=eval_batch_size)
+        check_at_least(0, num_workers=num_workers or 0)
         super().__init__(
             root=Path(root or os.environ.get("MVTEC_AD_ROOT") or "datasets/MVTecAD").expanduser(),
             category=category,
@@ -219,6 +221,13 @@ class MVTecAD(anomalib.data.MVTecAD):
             # A generator of its own, or each pass over the data would draw from the global one.
             generator=torch.Generator().manual_seed(0),
         )
+
+
+def check_at_least(least: int, **arguments: int) -> None:
+    """Raise a UserError that names the first argument of a data module that is too small."""
+    for name, value in arguments.items():
+        if value < least:
+            raise UserError(f"data.init_args.{name}: {value} is less than {least}.")
 
 
 def default_num_workers() -> int:

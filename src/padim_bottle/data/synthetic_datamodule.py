@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from padim_bottle.data.mvtec import MVTecAD
-from padim_bottle.data.synthetic import write_bottles
+from padim_bottle.data.mvtec import MVTecAD, check_at_least
+from padim_bottle.data.synthetic import MIN_SIZE, write_bottles
 
 
 class SyntheticBottles(MVTecAD):
@@ -37,6 +37,8 @@ class SyntheticBottles(MVTecAD):
         num_workers: int | None = 0,
     ) -> None:
         counts = {"train_good": train_good, "test_good": test_good, "test_per_defect": test_per_defect}
+        check_at_least(MIN_SIZE, size=size)
+        check_at_least(0, data_seed=data_seed, **counts)
         # A folder of its own for each choice of parameters, so that none is taken for another.
         spelled = f"{size}px-{train_good}-{test_good}-{test_per_defect}-seed{data_seed}"
         super().__init__(

@@ -212,7 +212,12 @@ def _images_in(folder: Path) -> list[Path]:
 
 def _entries(folder: Path) -> Iterable[Path]:
     try:
-        return [path for path in folder.iterdir() if not path.name.startswith(".")]
+        entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        for path in entries:
+            str(path).encode()
+        return entries
+    except UnicodeEncodeError:
+        raise UserError(f"The name of {str(path)!r} is not valid Unicode: rename it.") from None
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
