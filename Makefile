@@ -4,9 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 # make test CONSTRAINTS=constraints.txt installs exactly what CI tested.
 CONSTRAINTS ?=
+# make test PYTEST_ARGS="tests/test_model.py -x"
+PYTEST_ARGS ?=
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+# Offline and on the CPU; one thread a process, as some tests start several.
+TEST_ENVIRONMENT := CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
-.PHONY: run demo test lint clean
+.PHONY: run demo test test-fast lint mutation audit gpu-check clean
 
 run: $(VENV)/.installed
 	$(VENV)/bin/python scripts/train.py --config configs/padim_resnet18.yaml --fallback configs/demo.yaml
@@ -15,14 +19,30 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/python scripts/train.py --config configs/demo.yaml
 
 test: $(VENV)/.installed-dev
-	CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
+	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+# For the inner loop.
+test-fast: $(VENV)/.installed-dev
+	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -q -m "not slow and not real_data" $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
+# Changes the code in small ways and names the changes that no test notices; takes its time.
+mutation: $(VENV)/.installed-dev
+	$(TEST_ENVIRONMENT) $(VENV)/bin/mutmut run
+	$(VENV)/bin/mutmut results
+
+# Known vulnerabilities of what is installed; asks an online database.
+audit: $(VENV)/.installed-dev
+	$(VENV)/bin/pip-audit --skip-editable
+
+gpu-check: $(VENV)/.installed
+	$(VENV)/bin/python scripts/gpu_check.py
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis mutants .coverage
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
