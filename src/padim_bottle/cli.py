@@ -93,15 +93,23 @@ def train(
     """
     if not config.is_file():
         raise UserError(f"There is no config file {config}.")
+    experiment_class = load_experiment_class()
+    cli = experiment_class(config, overrides, seed=seed, experiment=experiment, results=results)
+    cli.run()
+    return cli
+
+
+def load_experiment_class() -> Any:
+    """Load anomalib and what builds on it, without its warnings, and return ``ExperimentCLI``."""
     quiet()
     from padim_bottle.experiment import ExperimentCLI
 
     # Once more: anomalib and Lightning set warning filters and the levels of their loggers when they are loaded.
     quiet()
-
-    cli = ExperimentCLI(config, overrides, seed=seed, experiment=experiment, results=results)
-    cli.run()
-    return cli
+    if not gc.get_freeze_count():
+        # What was just loaded stays: the collector need not look for garbage among a million objects, again and again.
+        gc.freeze()
+    return ExperimentCLI
 
 
 def quiet() -> None:

@@ -39,7 +39,7 @@ FIGURES: dict[str, Callable[[RecordedRun], Drawing]] = {
     "began_with": draw_began_with,
 }
 
-_DPI = 150
+_DPI = 120
 _SAVING = threading.Lock()
 
 
@@ -89,7 +89,7 @@ def render(figure: Figure, kind: str) -> bytes:
     """Return the bytes of a figure as ``png`` or ``svg``: the same bytes for the same figure."""
     buffer = io.BytesIO()
     if kind == "png":
-        figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None}, pil_kwargs={"compress_level": 4})
+        figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None}, pil_kwargs={"compress_level": 1})
     else:
         # The salt of the names within an SVG is a setting of the whole process.
         with _SAVING, matplotlib.rc_context({"svg.hashsalt": "padim_bottle"}):

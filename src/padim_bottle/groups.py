@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from padim_bottle.cli import quiet
+from padim_bottle.cli import load_experiment_class
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,15 @@ def train_group(
     Yields:
         What became of each run, as soon as it is known.
     """
-    quiet()
-    from padim_bottle.experiment import ExperimentCLI
+    experiment_class = load_experiment_class()
     from padim_bottle.feature_cache import FeatureCache
 
-    quiet()
     with FeatureCache(cache_folder) as cache:
         for run in runs:
             started = time.perf_counter()
             error = None
             try:
-                experiment = ExperimentCLI(
+                experiment = experiment_class(
                     run.config, run.overrides, seed=run.seed, experiment=run.experiment, results=run.root,
                     quiet=True, workplace=workplace,
                 )  # fmt: skip

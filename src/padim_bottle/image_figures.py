@@ -14,7 +14,7 @@ from padim_bottle.score_figures import Drawing, plain
 from padim_bottle.visualization import Picture, crop_panels
 
 _WIDTH = 8  # inches
-_PIXELS = 150  # an inch
+_PIXELS = 120  # an inch
 
 
 def draw_calibration_maps(run: RecordedRun) -> Drawing:

@@ -10,6 +10,7 @@ import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timezone
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,9 @@ class ResultsWriter(Callback):
         self._drawings: list[Future] = []
         self._pictures: set[Path] = set()
         self._pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="draw")
+        if self.report:
+            # Loaded while the network computes, for it takes half a second.
+            self._pool.submit(import_module, "padim_bottle.report")
         self._thresholds = run_thresholds(pl_module)
         self._scale: HeatmapScale | None = None
 
