@@ -39,7 +39,7 @@ def test_every_figure_is_written_twice_and_described(run, tmp_path):
     captions = (tmp_path / "captions.md").read_text()
     for figure in drawn:
         assert figure.title in captions and len(figure.caption) > 80
-        assert Image.open(tmp_path / f"{figure.name}.png").size[0] >= 900
+        assert Image.open(tmp_path / f"{figure.name}.png").size[0] >= 800
         assert (tmp_path / f"{figure.name}.svg").read_text().startswith("<?xml")
 
 
