@@ -20,6 +20,8 @@ from padim_bottle.export_proof import SCORE_TOLERANCE, differences, proven
 from padim_bottle.inference import ImagePrediction, load_predictor
 from padim_bottle.model_card import MODEL_FILES
 
+pytestmark = pytest.mark.slow
+
 MISSING = {name: [package for package in packages if not find_spec(package)] for name, packages in PACKAGES.items()}
 AVAILABLE = [name for name, missing in MISSING.items() if not missing]
 

@@ -24,7 +24,10 @@ from padim_bottle.errors import UserError, explain_failure
 from padim_bottle.sweep import sweep_command
 
 resource = pytest.importorskip("resource")
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals, limits and forks")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="signals, limits and forks"),
+]
 
 ROOT = Path(__file__).parent.parent
 NAME = "demo_synthetic_random_weights"

@@ -15,6 +15,8 @@ import yaml
 from padim_bottle import device_comparison, gpu_check
 from padim_bottle.device_comparison import TOLERANCE, ObservedRun, compare, full_precision
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "padim_resnet18.yaml"
 CONTROL = ROOT / "configs" / "padim_resnet18_anomalib.yaml"

@@ -23,6 +23,8 @@ from padim_bottle.gaussian import PatchGaussians, TriangularDistance
 from padim_bottle.inference import load_predictor
 from padim_bottle.predict_benchmark import latency, stock
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 

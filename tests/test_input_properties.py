@@ -24,6 +24,8 @@ from padim_bottle.data.images import read_image, read_mask
 from padim_bottle.data.mvtec import MVTecAD
 from padim_bottle.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 # What each format can hold.

@@ -15,6 +15,8 @@ from PIL import Image
 from padim_bottle.cli import train
 from padim_bottle.loggers import log_results
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 LOGGERS = ROOT / "configs" / "loggers"
 METRICS = {"image_AUROC": 0.75, "thresholds": {"image": 3.5, "source": "a test", "pixel": None},

@@ -13,6 +13,8 @@ import yaml
 from nbclient import NotebookClient
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "notebooks" / "padim_bottle.ipynb"
 PARAMETERS = """\

@@ -18,6 +18,8 @@ from padim_bottle.data.images import read_image
 from padim_bottle.inference import ImagePrediction
 from padim_bottle.predict import draw, find_photos, predict_command, read_ahead
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def table(run_folder):  # noqa: F811

@@ -12,6 +12,8 @@ from padim_bottle.recorded_run import read_recorded_run, reference_thresholds
 from padim_bottle.report import write_report
 from padim_bottle.sweep_report import write_sweep_report
 
+pytestmark = pytest.mark.slow
+
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install -r requirements-dev.txt")
 
 HOSTILE = "<img src=x onerror=alert(1)>"

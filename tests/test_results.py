@@ -20,6 +20,8 @@ from padim_bottle.cli import train, train_command
 from padim_bottle.errors import UserError
 from padim_bottle.run_record import describe_weights
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).parent.parent / "configs"
 # The demo, smaller: 64 px pictures, 40 channels.
 SMALL = [

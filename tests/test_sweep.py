@@ -17,6 +17,8 @@ from padim_bottle.errors import UserError
 from padim_bottle.feature_cache import FeatureCache
 from padim_bottle.sweep import name_suffix, parse_seeds, sweep_command
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "configs" / "demo.yaml"
 NAME = "demo_synthetic_random_weights"

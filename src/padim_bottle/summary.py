@@ -59,11 +59,12 @@ def _metrics_table(metrics: dict[str, Any], with_published: bool) -> Table:
 
 def _threshold_sentences(metrics: dict[str, Any]) -> str:
     counts, thresholds = metrics["confusion_matrix"], metrics["thresholds"]
-    good = counts["false_positive"] + counts["true_negative"]
+    alarms = counts["false_positive"]
+    good = alarms + counts["true_negative"]
     defective = counts["true_positive"] + counts["false_negative"]
     return (
         f"Threshold {thresholds['image']:.3f} ({thresholds['source']}): {counts['true_positive']} of {defective} "
-        f"defects found, {counts['false_positive']} false alarms on {good} good images; "
+        f"defects found, {alarms} false alarm{'s' * (alarms != 1)} on {good} good images; "
         f"precision {_figure(metrics['image_precision'])}, recall {_figure(metrics['image_recall'])}.\n"
         f"Tuned on the test labels, for comparison: anomalib's F1Score {_figure(metrics['image_F1Score_anomalib'])}, "
         f"best possible F1 {_figure(metrics['image_F1Max'])}."

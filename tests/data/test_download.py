@@ -26,6 +26,8 @@ from padim_bottle.data.download import (
 from padim_bottle.data.verify import CATEGORIES, fingerprint
 from padim_bottle.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch):
