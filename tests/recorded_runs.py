@@ -63,7 +63,7 @@ def write_run(
             "alpha": alpha,
             "position_calibration": True,
             "training_images": training,
-            "scores": [round(float(score), 6) for score in calibration],
+            "scores": [float(score) for score in calibration],
         }
         if training
         else None,
@@ -84,7 +84,6 @@ def write_run(
             folder / DATA_FILE,
             predictions,
             pixel,
-            calibration_scores=calibration.numpy(),
             map_mean=np.ones(extent, np.float32),
             map_std=np.full(extent, 0.5, np.float32),
         )

@@ -26,6 +26,7 @@ from padim_bottle.benchmark_report import (
     paired_ratios,
     write_report,
 )
+from padim_bottle.command_line import fail, positive
 from padim_bottle.errors import UserError
 from padim_bottle.fit_benchmark import scaling_benchmark, statistics_benchmark
 from padim_bottle.predict_benchmark import predict_benchmark
@@ -166,8 +167,7 @@ def benchmark_command(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return fail(error)
     except KeyboardInterrupt:
         return 130
     return 0
@@ -186,12 +186,12 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     train = add("train", "whole runs: stock anomalib and ours, in turn", lambda o: train_benchmark(o.pairs, o.output))
-    train.add_argument("--pairs", type=_positive, default=3, help="counted runs of each (%(default)s)")
+    train.add_argument("--pairs", type=positive, default=3, help="counted runs of each (%(default)s)")
 
     fit_alone = add(
         "statistics", "the fit of the statistics alone", lambda o: statistics_benchmark(o.repeats, o.output)
     )
-    fit_alone.add_argument("--repeats", type=_positive, default=5, help="fits of each (%(default)s)")
+    fit_alone.add_argument("--repeats", type=positive, default=5, help="fits of each (%(default)s)")
 
     add("profile", "where the time of one run goes", lambda o: _profile(o.output))
 
@@ -199,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
         "scaling", "growth with the number of training images", lambda o: scaling_benchmark(o.images, o.output)
     )
     scaling.add_argument(
-        "--images", type=_positive, nargs="+", default=[50, 100, 209, 500, 1000], help="numbers of images"
+        "--images", type=positive, nargs="+", default=[50, 100, 209, 500, 1000], help="numbers of images"
     )
 
     predict = add(
@@ -209,19 +209,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--model", type=Path, required=True, help="a run's folder, or its model.ckpt")
     predict.add_argument("--images", type=Path, help="a folder of photos (default: the run's test images)")
-    predict.add_argument("--batches", type=_positive, nargs="+", default=[1, 8, 32], help="photos a pass")
-    predict.add_argument("--passes", type=_positive, default=100, help="timed passes of each (%(default)s)")
-    predict.add_argument("--warm-up", type=_positive, default=10, help="passes before those (%(default)s)")
+    predict.add_argument("--batches", type=positive, nargs="+", default=[1, 8, 32], help="photos a pass")
+    predict.add_argument("--passes", type=positive, default=100, help="timed passes of each (%(default)s)")
+    predict.add_argument("--warm-up", type=positive, default=10, help="passes before those (%(default)s)")
     cores = os.cpu_count() or 1
-    predict.add_argument("--threads", type=_positive, default=cores, help="of the CPU, each (%(default)s)")
+    predict.add_argument("--threads", type=positive, default=cores, help="of the CPU, each (%(default)s)")
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return number
 
 
 def _profile(output: Path) -> None:

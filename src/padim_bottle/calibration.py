@@ -169,12 +169,13 @@ def leave_one_out_z(maps: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, c
     return deviation * (count / (count - 1)) / variance.clamp_min(floor**2).sqrt()
 
 
-def conformal_threshold(scores: torch.Tensor, alpha: float) -> torch.Tensor:
+def conformal_threshold(scores: torch.Tensor, alpha: float, *, warn: bool = True) -> torch.Tensor:
     """Return the smallest float32 whose rule ``score >= threshold`` means ``p_value <= alpha``.
 
     Args:
         scores: (N,) leave-one-out scores of good images.
         alpha: wanted false-alarm rate, in (0, 1).
+        warn: say where there are too few scores for this alpha.
 
     Returns:
         The float after the ``ceil((N + 1)(1 - alpha))``-th smallest score. With fewer than ``1 / alpha - 1`` images
@@ -184,21 +185,26 @@ def conformal_threshold(scores: torch.Tensor, alpha: float) -> torch.Tensor:
     count = len(scores)
     # The small slack keeps (N + 1)(1 - alpha), a whole number for many alphas, from being rounded up past it.
     rank = math.ceil((count + 1) * (1 - alpha) - 1e-9)
+    if warn:
+        _warn_of_few(count, alpha, rank)
+    rank = min(rank, count)
+    kth = scores.sort().values[rank - 1]
+    return torch.nextafter(kth, torch.full_like(kth, torch.inf))
+
+
+def _warn_of_few(count: int, alpha: float, rank: int) -> None:
     if rank > count:
         logger.warning(
             "alpha = %g needs at least %d training images, there are %d: the threshold is their largest score, a "
             "false-alarm rate of %.3g.",
             alpha, math.ceil(1 / alpha - 1e-9) - 1, count, 1 / (count + 1),
         )  # fmt: skip
-        rank = count
     elif count * alpha < 5:
         logger.warning(
             "alpha = %g of %d training images rests on the %d largest scores: expect a rough threshold (more good "
             "images or a larger alpha make it steadier).",
             alpha, count, count - rank + 1,
         )  # fmt: skip
-    kth = scores.sort().values[rank - 1]
-    return torch.nextafter(kth, torch.full_like(kth, torch.inf))
 
 
 def p_value(score: torch.Tensor, calibration_scores: torch.Tensor) -> torch.Tensor:

@@ -3,17 +3,18 @@
 The heavy imports are inside the functions: ``--help`` answers at once.
 """
 
-import argparse
 import atexit
+import contextlib
 import gc
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from padim_bottle.errors import UnavailableError, UserError, explain_failure
+from padim_bottle.command_line import fail, new_parser
+from padim_bottle.errors import UnavailableError, UserError
 
 DEFAULT_CONFIG = Path("configs/padim_resnet18.yaml")
 
@@ -34,10 +35,7 @@ def train_command(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 for an error that the user can mend, 130 when interrupted.
     """
-    parser = argparse.ArgumentParser(
-        prog="train.py", description=TRAIN_HELP, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+    parser = new_parser("train.py", TRAIN_HELP)
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="the experiment (default: %(default)s)")
     parser.add_argument("--seed", type=int, help="decides everything random; overrides the YAML's")
     parser.add_argument("--experiment", help="name of the results folder; overrides the YAML's")
@@ -61,11 +59,7 @@ def train_command(arguments: Sequence[str] | None = None) -> int:
         print("interrupted: nothing half-written was left behind", file=sys.stderr)
         return 130
     except Exception as error:
-        message = explain_failure(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 2
+        return fail(error)
     return 0
 
 
@@ -101,15 +95,21 @@ def train(
 
 def load_experiment_class() -> Any:
     """Load anomalib and what builds on it, without its warnings, and return ``ExperimentCLI``."""
-    quiet()
-    from padim_bottle.experiment import ExperimentCLI
-
-    # Once more: anomalib and Lightning set warning filters and the levels of their loggers when they are loaded.
-    quiet()
+    with quiet_imports():
+        from padim_bottle.experiment import ExperimentCLI
     if not gc.get_freeze_count():
         # What was just loaded stays: the collector need not look for garbage among a million objects, again and again.
         gc.freeze()
     return ExperimentCLI
+
+
+@contextlib.contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Silence the libraries that are imported within, while they are loaded and from then on."""
+    quiet()
+    yield
+    # Once more: anomalib and Lightning set warning filters and the levels of their loggers when they are loaded.
+    quiet()
 
 
 def quiet() -> None:

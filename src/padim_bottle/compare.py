@@ -5,13 +5,13 @@ pandas and matplotlib are loaded inside the functions: ``--help`` answers at onc
 
 from __future__ import annotations
 
-import argparse
 import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from padim_bottle.command_line import fail, new_parser
 from padim_bottle.errors import UserError
 from padim_bottle.whole_file import write_whole
 
@@ -38,10 +38,7 @@ def compare_command(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 where runs were left out because something is wrong with them, 2 for an error that the
         user can mend.
     """
-    parser = argparse.ArgumentParser(
-        prog="compare.py", description=COMPARE_HELP, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+    parser = new_parser("compare.py", COMPARE_HELP)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="an experiment, results/<experiment>")
     parser.add_argument(
         "--output", type=Path, help="where to write (default: the folder that holds them; of one experiment, its own)"
@@ -53,8 +50,7 @@ def compare_command(arguments: Sequence[str] | None = None) -> int:
         runs = read_runs(options.folders)
         written = _write(runs, options.output or _common_folder(options.folders))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return fail(error)
     _print_key_figures(runs.table)
     for name in ("summary.csv", "summary.md", "comparison.png"):
         print(f"  {written.with_name(name)}")

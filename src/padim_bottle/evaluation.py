@@ -129,11 +129,11 @@ def evaluate(predictions: Predictions, thresholds: Thresholds) -> dict[str, Any]
     pixel_curves = _trace_pixels(predictions)
     image = _areas(image_curve)
     pixel = _areas(pixel_curves.get(None))
-    image_counts = None if thresholds.image is None else _count(scores >= thresholds.image, labels)
-    best_counts = None if image_curve is None else _count(scores > image["threshold"], labels)
+    image_counts = None if thresholds.image is None else confusion_matrix(scores >= thresholds.image, labels)
+    best_counts = None if image_curve is None else confusion_matrix(scores > image["threshold"], labels)
     pixel_counts = None
     if predictions.anomaly_maps is not None and predictions.masks is not None and thresholds.pixel is not None:
-        pixel_counts = _count(_at_least(predictions.anomaly_maps, thresholds.pixel), predictions.masks)
+        pixel_counts = confusion_matrix(_at_least(predictions.anomaly_maps, thresholds.pixel), predictions.masks)
 
     per_defect = {}
     for defect in defects:
@@ -261,8 +261,8 @@ def _at_least(maps: np.ndarray, threshold: float) -> np.ndarray:
     return maps >= rounded
 
 
-def _count(predicted: np.ndarray, labels: np.ndarray) -> dict[str, int]:
-    """Fill the confusion matrix of two boolean arrays of one shape."""
+def confusion_matrix(predicted: np.ndarray, labels: np.ndarray) -> dict[str, int]:
+    """Return the confusion matrix of two boolean arrays of one shape."""
     positive, hit = int(labels.sum()), int((predicted & labels).sum())
     alarms = int(predicted.sum())
     return {

@@ -12,14 +12,14 @@ import json
 import logging
 import os
 import shutil
-import sys
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from padim_bottle.errors import UserError, explain_failure
+from padim_bottle.command_line import fail, new_parser
+from padim_bottle.errors import UserError
 from padim_bottle.model_card import FORMATS, MODEL_FILES, describe_padim, write_card
 from padim_bottle.whole_file import write_whole
 
@@ -55,10 +55,7 @@ def export_command(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 exported and proven, 1 an exported model judges differently, 2 for an error that the user can
         mend, 130 when interrupted.
     """
-    parser = argparse.ArgumentParser(
-        prog="export.py", description=EXPORT_HELP, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+    parser = new_parser("export.py", EXPORT_HELP)
     parser.add_argument("--model", type=Path, required=True, help="a run's folder or a model.ckpt")
     parser.add_argument("--format", type=_formats, default=FORMATS, metavar="LIST", help="of torch,onnx,openvino (all)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="instead of <run>/export")
@@ -68,12 +65,11 @@ def export_command(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         _check_packages(options.format)
-        from padim_bottle.cli import quiet
+        from padim_bottle.cli import quiet_imports
 
-        quiet()
-        from padim_bottle.export_proof import find_proof_photos, print_report, prove
+        with quiet_imports():
+            from padim_bottle.export_proof import find_proof_photos, print_report, prove
 
-        quiet()
         checkpoint = find_checkpoint(options.model)
         output = options.output or checkpoint.parent / "export"
         photos = find_proof_photos(checkpoint.parent, options.images)
@@ -83,11 +79,7 @@ def export_command(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        message = explain_failure(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 2
+        return fail(error)
     print_report(report, output)
     return 0 if report["passed"] else 1
 

@@ -7,7 +7,6 @@ warm, so its times count. Heavy imports are inside the functions: ``--help`` ans
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -15,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from padim_bottle.cli import quiet
-from padim_bottle.errors import UnavailableError, UserError, explain_failure
+from padim_bottle.cli import quiet_imports
+from padim_bottle.command_line import fail, new_parser
+from padim_bottle.errors import UnavailableError, UserError
 from padim_bottle.whole_file import write_whole
 
 if TYPE_CHECKING:
@@ -50,10 +50,7 @@ def gpu_check_command(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 where GPU and CPU agree, 1 where they differ, 2 for an error that the user can mend.
     """
-    parser = argparse.ArgumentParser(
-        prog="gpu_check.py", description=GPU_CHECK_HELP, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+    parser = new_parser("gpu_check.py", GPU_CHECK_HELP)
     configs = Path("configs")
     for name, config, what in (
         ("--config", "padim_resnet18.yaml", "the experiment"),
@@ -68,10 +65,9 @@ def gpu_check_command(arguments: Sequence[str] | None = None) -> int:
     options, overrides = parser.parse_known_args(arguments)
     try:
         require_cuda()
-        quiet()
-        from padim_bottle.device_comparison import check_device
+        with quiet_imports():
+            from padim_bottle.device_comparison import check_device
 
-        quiet()
         with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
             workplace = Path(folder)
             config, control, overrides, notes = prepare(
@@ -84,11 +80,7 @@ def gpu_check_command(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        message = explain_failure(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 2
+        return fail(error)
     print(f"\n{text}\nWritten to {options.output}")
     return 0 if check.agreement.holds else 1
 

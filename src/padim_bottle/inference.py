@@ -133,11 +133,10 @@ def _load_safetensors(folder: Path, card: dict[str, Any], device: str, threads: 
 
     file = folder / MODEL_FILES["torch"]
     try:
-        checkpoint = {**card["checkpoint"], "state_dict": load_file(file)}
-        hyper_parameters = checkpoint["hyper_parameters"]
+        settings = card["checkpoint"]
+        checkpoint = {**settings, "hyper_parameters": settings["hyper_parameters"], "state_dict": load_file(file)}
     except (SafetensorError, KeyError, TypeError) as error:
         raise UserError(f"Cannot load the model {file}: {error}.") from error
-    del hyper_parameters
     return _torch_run(build_padim(checkpoint, file), device, threads)
 
 

@@ -14,7 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from padim_bottle.errors import UserError, explain_failure
+from padim_bottle.command_line import fail, new_parser, positive
+from padim_bottle.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,18 +52,11 @@ def predict_command(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        message = explain_failure(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 2
+        return fail(error)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="predict.py", description=PREDICT_HELP, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+    parser = new_parser("predict.py", PREDICT_HELP)
     parser.add_argument(
         "photos", nargs="+", metavar="PATH", help="photos, folders of photos, or patterns such as 'a/*'"
     )
@@ -73,17 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     table = parser.add_mutually_exclusive_group()
     table.add_argument("--json", action="store_true", help="print an object a line")
     table.add_argument("--csv", metavar="FILE", help="write a table; - prints it")
-    parser.add_argument("--batch-size", type=_positive, default=8, help="photos at a time (%(default)s)")
+    parser.add_argument("--batch-size", type=positive, default=8, help="photos at a time (%(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for torch (%(default)s)")
-    parser.add_argument("--threads", type=_positive, help="threads of the CPU (all cores)")
+    parser.add_argument("--threads", type=positive, help="threads of the CPU (all cores)")
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return number
 
 
 def find_photos(patterns: Iterable[str]) -> tuple[list[Path], list[str]]:
@@ -143,14 +130,13 @@ def _predict(options: argparse.Namespace) -> int:
     if not photos:
         return 2
 
-    from padim_bottle.cli import quiet
+    from padim_bottle.cli import quiet_imports
 
-    quiet()
-    from tqdm import tqdm
+    with quiet_imports():
+        from tqdm import tqdm
 
-    from padim_bottle.inference import load_predictor
+        from padim_bottle.inference import load_predictor
 
-    quiet()
     predictor = load_predictor(options.model, device=options.device, threads=options.threads)
     pictures = None if options.output is None else _Pictures(options.output, photos)
     verdicts: Counter[str] = Counter()

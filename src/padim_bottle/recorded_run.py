@@ -1,14 +1,11 @@
 """A finished run as its files hold it: what its figures and its report are made from.
 
 Metrics and predictions are in files that people read; what else the figures need, and is too much for those, is in
-``figures/data.npz``: curves over all pixels thinned to a few hundred points, the maps of the calibration, the exact
-leave-one-out scores.
+``figures/data.npz``: curves over all pixels thinned to a few hundred points, and the maps of the calibration.
 """
 
 import json
-import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +14,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from padim_bottle import calibration
+from padim_bottle.calibration import conformal_threshold
 from padim_bottle.curves import FPR_LIMIT, Curve, region_weights, trace_curve
 from padim_bottle.errors import UserError
-from padim_bottle.evaluation import GOOD, Predictions
+from padim_bottle.evaluation import GOOD, Predictions, confusion_matrix
 from padim_bottle.run_folder import picture_path
 
 ALPHAS = (0.01, 0.05, 0.10)
@@ -71,9 +68,6 @@ class RecordedRun:
     @property
     def calibration_scores(self) -> np.ndarray:
         """Leave-one-out scores of the training images, float32, sorted; (0,) for a run that is not calibrated."""
-        if "calibration_scores" in self.arrays:
-            return self.arrays["calibration_scores"]
-        # metrics.json has them to six decimals: enough for a picture.
         return np.float32((self.metrics["calibration"] or {}).get("scores", []))
 
     def is_real(self) -> bool:
@@ -88,20 +82,13 @@ class RecordedRun:
     def counts(self, threshold: float) -> dict[str, int]:
         """Return the confusion matrix at a threshold, by the rule ``score >= threshold``."""
         labels = self.predictions["label"].to_numpy(bool)
-        called = self.predictions["score"].to_numpy() >= threshold
-        return {
-            "true_negative": int((~called & ~labels).sum()),
-            "false_positive": int((called & ~labels).sum()),
-            "false_negative": int((~called & labels).sum()),
-            "true_positive": int((called & labels).sum()),
-        }
+        return confusion_matrix(self.predictions["score"].to_numpy() >= threshold, labels)
 
 
 def save_data(
     path: Path,
     predictions: Predictions,
     pixel_threshold: float | None,
-    calibration_scores: np.ndarray,
     map_mean: np.ndarray,
     map_std: np.ndarray,
 ) -> None:
@@ -111,14 +98,12 @@ def save_data(
         path: where to.
         predictions: with maps and masks.
         pixel_threshold: raw score from which a pixel is called anomalous.
-        calibration_scores: (N,) leave-one-out scores of the training images; (0,) if there are none.
-        map_mean: (H, W) mean of their leave-one-out maps; (0,) if there are none.
+        map_mean: (H, W) mean of the training images' leave-one-out maps; (0,) if there are none.
         map_std: (H, W) their standard deviation; (0,) if there are none.
     """
     maps, masks = predictions.anomaly_maps, predictions.masks
     arrays = {
         "map_shape": np.array(maps.shape[1:]),
-        "calibration_scores": np.float32(calibration_scores),
         "map_mean": np.float32(map_mean),
         "map_std": np.float32(map_std),
     }
@@ -204,8 +189,8 @@ def reference_thresholds(run: RecordedRun) -> tuple[list[Reference], list[str]]:
                 f"{len(scores)}."
             )
             continue
-        with _unwarned():
-            value = calibration.conformal_threshold(scores, alpha).item()
+        # This threshold is one to look at, not the run's: no warning.
+        value = conformal_threshold(scores, alpha, warn=False).item()
         above = int((scores >= value).sum())
         note = f"{above} of {len(scores)} training images, each left out in turn, score above it"
         if above < 5:
@@ -249,17 +234,3 @@ def _thin(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     kept = np.concatenate([np.searchsorted(overlap, steps), np.searchsorted(fpr, FPR_LIMIT * steps), [0, len(fpr) - 1]])
     kept = np.unique(kept.clip(0, len(fpr) - 1))
     return fpr[kept], overlap[kept]
-
-
-@contextmanager
-def _unwarned() -> Iterator[None]:
-    """Keep the calibration from warning of thresholds that the run does not use."""
-
-    def reject(record: logging.LogRecord) -> bool:
-        return False
-
-    calibration.logger.addFilter(reject)
-    try:
-        yield
-    finally:
-        calibration.logger.removeFilter(reject)

@@ -1,10 +1,9 @@
 """The command that draws figures and writes reports again. Heavy imports are inside the functions."""
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from padim_bottle.command_line import fail, new_parser
 from padim_bottle.errors import UserError
 
 REPORT_HELP = """\
@@ -22,10 +21,7 @@ def report_command(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 2 for an error that the user can mend.
     """
-    parser = argparse.ArgumentParser(
-        prog="report.py", description=REPORT_HELP, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+    parser = new_parser("report.py", REPORT_HELP)
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="FOLDER",
         help="a run (results/<experiment>/seed_<n>), an experiment (results/<experiment>), or all (results)",
@@ -41,8 +37,7 @@ def report_command(arguments: Sequence[str] | None = None) -> int:
             else:
                 print(write_sweep_report(_experiments(folder), folder))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return fail(error)
     return 0
 
 

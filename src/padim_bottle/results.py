@@ -208,7 +208,7 @@ class ResultsWriter(Callback):
         p_values = _p_values(pl_module, torch.cat(self._scores))
         table = predictions_table(predictions, self._thresholds, p_values)
         table.to_csv(self._partial / "predictions.csv", index=False)
-        self._write_config(trainer)
+        config = self._write_config(trainer)
         self._take_checkpoint(trainer)
         self.metrics = {**self._header(trainer, pl_module), **metrics, **self._footer(pl_module)}
         self._write_metrics()
@@ -221,8 +221,7 @@ class ResultsWriter(Callback):
         publish(self._partial, self.folder)
         self._partial = None
         _discard_workspace(trainer)
-        text = (self.folder / "config.yaml").read_text()
-        log_results(trainer.loggers, {**metrics, "seconds": self._seconds}, text, self.folder)
+        log_results(trainer.loggers, {**metrics, "seconds": self._seconds}, config, self.folder)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print the summary, below the finished progress bar."""
@@ -308,7 +307,7 @@ class ResultsWriter(Callback):
 
     def _write_report(self, pl_module: LightningModule, predictions: Predictions) -> None:
         """Draw the figures and write the report; whatever goes wrong there, the run's numbers are kept."""
-        post_processor, model = pl_module.post_processor, pl_module.model
+        model = pl_module.model
         try:
             from padim_bottle.report import write_report
 
@@ -316,7 +315,6 @@ class ResultsWriter(Callback):
                 self._partial / DATA_FILE,
                 predictions,
                 self._thresholds.pixel,
-                calibration_scores=_to_numpy(getattr(post_processor, "calibration_scores", None)),
                 map_mean=_to_numpy(getattr(model, "map_mean", None)),
                 map_std=_to_numpy(getattr(model, "map_std", None)),
             )
@@ -328,13 +326,14 @@ class ResultsWriter(Callback):
                 self.folder, type(error).__name__, error,
             )  # fmt: skip
 
-    def _write_config(self, trainer: Trainer) -> None:
+    def _write_config(self, trainer: Trainer) -> str:
         saver = next((c for c in trainer.callbacks if isinstance(c, SaveConfigCallback)), None)
         if saver is not None:
             text = dump_config(saver.parser, saver.config)
         else:
             text = "# This run was started from Python: there was no configuration file.\n"
         (self._partial / "config.yaml").write_text(text)
+        return text
 
     def _take_checkpoint(self, trainer: Trainer) -> None:
         saved = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""

@@ -3,7 +3,6 @@
 Heavy imports are inside the functions: ``--help`` answers at once.
 """
 
-import argparse
 import contextlib
 import hashlib
 import itertools
@@ -19,9 +18,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from padim_bottle.cli import quiet
+from padim_bottle.cli import quiet_imports
+from padim_bottle.command_line import fail, new_parser
 from padim_bottle.config_file import check_config
-from padim_bottle.errors import UserError, explain_failure
+from padim_bottle.errors import UserError
 from padim_bottle.groups import Outcome, Run, train_group
 from padim_bottle.whole_file import write_whole
 
@@ -66,10 +66,7 @@ def sweep_command(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, as the help text says.
     """
-    parser = argparse.ArgumentParser(
-        prog="sweep.py", description=SWEEP_HELP, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+    parser = new_parser("sweep.py", SWEEP_HELP)
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="the sweep (default: %(default)s)")
     parser.add_argument("--experiments", help="YAML files, separated by commas; overrides the sweep's")
     parser.add_argument("--seeds", help="for example 0-9 or 0,3,7; overrides the sweep's")
@@ -92,11 +89,7 @@ def sweep_command(arguments: Sequence[str] | None = None) -> int:
         print("interrupted: finished runs are kept, and the same command goes on from here", file=sys.stderr)
         return 130
     except Exception as error:
-        message = explain_failure(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 2
+        return fail(error)
 
 
 def read_settings(config: Path) -> SweepSettings:
@@ -176,10 +169,9 @@ def plan(settings: SweepSettings) -> list[Run]:
     for config in configs:
         if not config.is_file():
             raise UserError(f"experiments: there is no config file {config}.")
-    quiet()
-    from padim_bottle.experiment import ParsedExperiment
+    with quiet_imports():
+        from padim_bottle.experiment import ParsedExperiment
 
-    quiet()
     runs = []
     for config, values in itertools.product(configs, itertools.product(*grid.values())):
         chosen = dict(zip(grid, values, strict=True))
