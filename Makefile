@@ -39,7 +39,7 @@ audit: $(VENV)/.installed-dev
 	$(VENV)/bin/pip-audit --skip-editable
 
 gpu-check: $(VENV)/.installed
-	$(VENV)/bin/python scripts/gpu_check.py
+	$(VENV)/bin/python benchmarks/gpu_check.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis mutants .coverage

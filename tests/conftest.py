@@ -55,3 +55,11 @@ def random_weights(tmp_path, monkeypatch) -> Path:
     )
     monkeypatch.setenv("PADIM_WEIGHTS_DIR", str(root))
     return root
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory) -> Path:
+    """The folder of a finished run: the demo, smaller."""
+    from small_run import train_small
+
+    return train_small(tmp_path_factory.mktemp("run"))

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from padim_bottle.calibration import conformal_threshold, p_value
-from padim_bottle.evaluation import Predictions, Thresholds, evaluate, predictions_table
-from padim_bottle.recorded_run import DATA_FILE, save_data
-from padim_bottle.visualization import HeatmapScale, draw_prediction, write_png
+from padim_bottle.evaluation.metrics import Predictions, Thresholds, evaluate, predictions_table
+from padim_bottle.figures.panels import HeatmapScale, draw_prediction, write_png
+from padim_bottle.model.calibration import conformal_threshold, p_value
+from padim_bottle.runs.finished import DATA_FILE, save_data
 
 SIDE = 32
 TYPES = {"good": 8, "broken_large": 5, "contamination": 6}
@@ -57,7 +57,7 @@ def write_run(
             "fingerprint": "0" * 64,
         },
         "weights": {"name": "resnet18.tv_in1k", "source": "folder" if real else "random", "sha256": None},
-        "model": {"class": "padim_bottle.model.Padim"},
+        "model": {"class": "padim_bottle.model.padim.Padim"},
         **evaluate(predictions, thresholds),
         "calibration": {
             "alpha": alpha,

@@ -11,13 +11,14 @@ from typing import Any
 __version__ = version("padim-bottle")
 
 _HOMES = {
-    "Padim": "padim_bottle.model",
+    "Padim": "padim_bottle.model.padim",
     "MVTecAD": "padim_bottle.data.mvtec",
     "SyntheticBottles": "padim_bottle.data.synthetic_datamodule",
-    "ResultsWriter": "padim_bottle.results",
+    "ResultsWriter": "padim_bottle.experiment.results_writer",
+    "MLFlowLogger": "padim_bottle.experiment.loggers",
 }
 
-__all__ = ["MVTecAD", "Padim", "ResultsWriter", "SyntheticBottles"]
+__all__ = ["MLFlowLogger", "MVTecAD", "Padim", "ResultsWriter", "SyntheticBottles"]
 
 
 def __getattr__(name: str) -> Any:

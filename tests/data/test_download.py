@@ -23,7 +23,7 @@ from padim_bottle.data.download import (
     download_category,
     unpack,
 )
-from padim_bottle.data.verify import CATEGORIES, fingerprint
+from padim_bottle.data.layout import CATEGORIES, fingerprint
 from padim_bottle.errors import UserError
 
 pytestmark = pytest.mark.slow

@@ -14,8 +14,8 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from torchvision.transforms.v2 import ColorJitter, Compose, Normalize, Resize
 
+from padim_bottle.data.layout import fingerprint
 from padim_bottle.data.mvtec import MVTecAD, MVTecADDataset
-from padim_bottle.data.verify import fingerprint
 from padim_bottle.errors import UserError
 
 RESIZE = Resize((24, 32), antialias=True)

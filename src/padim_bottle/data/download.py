@@ -19,7 +19,7 @@ from typing import Protocol
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from padim_bottle.data.verify import CATEGORIES, verify_category
+from padim_bottle.data.layout import CATEGORIES, verify_category
 from padim_bottle.errors import UnavailableError, UserError
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from torchvision.tv_tensors import Image, Mask
 
 from padim_bottle.data.download import download_category
 from padim_bottle.data.images import read_image, read_mask
-from padim_bottle.data.verify import CATEGORIES, find_files, fingerprint, verify_category
+from padim_bottle.data.layout import CATEGORIES, find_files, fingerprint, verify_category
 from padim_bottle.errors import UserError
 
 
@@ -34,7 +34,7 @@ class MVTecADDataset(anomalib.data.MVTecADDataset):
         split: ``train`` or ``test``.
 
     Raises:
-        UserError: As :func:`padim_bottle.data.verify.find_files`, and for an image that cannot be read.
+        UserError: As :func:`padim_bottle.data.layout.find_files`, and for an image that cannot be read.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class MVTecAD(anomalib.data.MVTecAD):
 
     Attributes:
         fingerprint: Names the content of the data after ``prepare_data``, see
-            :func:`padim_bottle.data.verify.fingerprint`.
+            :func:`padim_bottle.data.layout.fingerprint`.
     """
 
     def __init__(

@@ -1,0 +1,285 @@
+"""The command that judges photos with a fitted model. Heavy imports are in functions: ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import glob
+import json
+import os
+import sys
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from padim_bottle.command_line import fail, new_parser, positive
+from padim_bottle.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from padim_bottle.deploy.predictor import ImagePrediction, Predictor
+
+PREDICT_HELP = """\
+Judge photos with a fitted model: path, score, p-value (how often a good photo scores at least this high) and verdict,
+a line a photo.
+
+Exit code: 0 all good, 1 some anomalous, 2 something could not be read (it is named; the rest is judged all the same).
+"""
+
+FIELDS = ("path", "score", "normalised_score", "p_value", "verdict", "threshold", "error")
+
+
+def predict_command(arguments: Sequence[str] | None = None) -> int:
+    """Run ``scripts/predict.py``.
+
+    Args:
+        arguments: the command line; that of the process if not given.
+
+    Returns:
+        The exit code: 0 all photos are good, 1 some are anomalous, 2 for an error, 130 when interrupted.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return _predict(options)
+    except BrokenPipeError:
+        # Whoever read the lines has seen enough; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        return fail(error)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = new_parser("predict.py", PREDICT_HELP)
+    parser.add_argument(
+        "photos", nargs="+", metavar="PATH", help="photos, folders of photos, or patterns such as 'a/*'"
+    )
+    parser.add_argument(
+        "--model", type=Path, required=True, help="a run's folder, a model.ckpt, or the folder of an exported model"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write heatmaps and masks at each photo's own size")
+    table = parser.add_mutually_exclusive_group()
+    table.add_argument("--json", action="store_true", help="print an object a line")
+    table.add_argument("--csv", metavar="FILE", help="write a table; - prints it")
+    parser.add_argument("--batch-size", type=positive, default=8, help="photos at a time (%(default)s)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for torch (%(default)s)")
+    parser.add_argument("--threads", type=positive, help="threads of the CPU (all cores)")
+    return parser
+
+
+def find_photos(patterns: Iterable[str]) -> tuple[list[Path], list[str]]:
+    """Resolve files, folders (with all below them) and patterns, each photo once.
+
+    Returns:
+        The photos in the order of the arguments, sorted within each, and a sentence for each argument that names none.
+    """
+    from padim_bottle.data.layout import IMAGE_SUFFIXES
+
+    photos: dict[Path, None] = {}
+    problems = []
+    for pattern in patterns:
+        named = [Path(pattern)] if Path(pattern).exists() else sorted(map(Path, glob.glob(pattern, recursive=True)))  # noqa: PTH207
+        found = []
+        for path in named:
+            if path.is_dir():
+                below = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+                found += sorted(file for file in below if not _hidden(file.relative_to(path)) and not file.is_dir())
+            elif len(named) == 1 or path.suffix.lower() in IMAGE_SUFFIXES:
+                found.append(path)
+        if not found:
+            problems.append(f"There is no photo {pattern}." if not named else f"There are no photos in {pattern}.")
+        photos.update(dict.fromkeys(found))
+    return list(photos), problems
+
+
+def read_ahead(photos: Sequence[Path], ahead: int) -> Iterator[tuple[Path, NDArray[np.uint8] | UserError]]:
+    """Read photos in threads, in order, at most ``ahead`` of them beforehand; an error takes its photo's place."""
+    from padim_bottle.data.images import read_image
+
+    def read(path: Path) -> NDArray[np.uint8] | UserError:
+        try:
+            return read_image(path)
+        except UserError as error:
+            return error
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        waiting: deque[tuple[Path, Future]] = deque()
+        try:
+            for path in photos:
+                waiting.append((path, pool.submit(read, path)))
+                if len(waiting) > ahead:
+                    first, reading = waiting.popleft()
+                    yield first, reading.result()
+            while waiting:
+                first, reading = waiting.popleft()
+                yield first, reading.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    photos, problems = find_photos(options.photos)
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if not photos:
+        return 2
+
+    from padim_bottle.experiment.train import quiet_imports
+
+    with quiet_imports():
+        from tqdm import tqdm
+
+        from padim_bottle.deploy.predictor import load_predictor
+
+    predictor = load_predictor(options.model, device=options.device, threads=options.threads)
+    pictures = None if options.output is None else _Pictures(options.output, photos)
+    verdicts: Counter[str] = Counter()
+    with _Report(options, predictor.card) as report, tqdm(
+        total=len(photos), unit="photo", disable=None, leave=False
+    ) as bar:  # fmt: skip
+        for path, outcome, photo in judge(predictor, photos, options.batch_size):
+            bar.update()
+            with bar.external_write_mode(file=sys.stdout):
+                report.add(path, outcome)
+            if isinstance(outcome, UserError):
+                verdicts["unreadable"] += 1
+                continue
+            verdicts["anomalous" if outcome.anomalous else "good"] += 1
+            if pictures is not None:
+                pictures.write(path, photo, outcome)
+    print(", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items())), file=sys.stderr)
+    if problems or verdicts["unreadable"]:
+        return 2
+    return 1 if verdicts["anomalous"] else 0
+
+
+def judge(
+    predictor: Predictor, photos: Sequence[Path], batch_size: int
+) -> Iterator[tuple[Path, ImagePrediction | UserError, NDArray[np.uint8] | None]]:
+    """Predict photos in batches, in order; one that cannot be read comes with its error."""
+    batch: list[tuple[Path, NDArray[np.uint8] | UserError]] = []
+    for i, item in enumerate(read_ahead(photos, 2 * batch_size), start=1):
+        batch.append(item)
+        if len(batch) == batch_size or i == len(photos):
+            predictions = iter(predictor.predict([photo for _, photo in batch if not isinstance(photo, UserError)]))
+            for path, photo in batch:
+                if isinstance(photo, UserError):
+                    yield path, photo, None
+                else:
+                    yield path, next(predictions), photo
+            batch = []
+
+
+class _Report:
+    """Prints a line a photo, or writes the table."""
+
+    def __init__(self, options: argparse.Namespace, card: dict[str, Any]) -> None:
+        self.as_json = options.json
+        self.as_text = not options.json and options.csv != "-"
+        self.threshold = card["thresholds"]["image"]
+        self.file: Path | None = None
+        self.table: Any = None
+        if options.csv == "-":
+            self.table = csv.DictWriter(sys.stdout, FIELDS, lineterminator="\n")
+        elif options.csv is not None:
+            self.file = Path(options.csv)
+            self._partial = self.file.with_name(f".{self.file.name}.partial-{os.getpid()}")
+
+    def __enter__(self) -> _Report:
+        if self.file is not None:
+            try:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                self._stream = self._partial.open("w", newline="", encoding="utf-8")
+            except OSError as error:
+                raise UserError(f"Cannot write {self.file}: {error.strerror}.") from error
+            self.table = csv.DictWriter(self._stream, FIELDS, lineterminator="\n")
+        if self.table is not None:
+            self.table.writeheader()
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if self.file is not None:
+            self._stream.close()
+            if failure is None:
+                self._partial.replace(self.file)
+            else:
+                self._partial.unlink(missing_ok=True)
+
+    def add(self, path: Path, outcome: ImagePrediction | UserError) -> None:
+        row = self._row(path, outcome)
+        if isinstance(outcome, UserError):
+            print(f"error: {outcome}", file=sys.stderr)
+        if self.table is not None:
+            self.table.writerow(row)
+        elif self.as_json:
+            print(json.dumps(row))
+        if (self.file is None and (self.table is not None or self.as_json)) or isinstance(outcome, UserError):
+            return
+        p_value = "" if outcome.p_value is None else f"  p {outcome.p_value:.4f}"
+        print(f"{path}  score {outcome.score:.4f}{p_value}  {row['verdict']}")
+
+    def _row(self, path: Path, outcome: ImagePrediction | UserError) -> dict[str, Any]:
+        if isinstance(outcome, UserError):
+            return {"path": str(path), "error": str(outcome)}
+        return {
+            "path": str(path),
+            "score": outcome.score,
+            "normalised_score": outcome.normalised_score,
+            "p_value": outcome.p_value,
+            "verdict": "anomalous" if outcome.anomalous else "good",
+            "threshold": self.threshold,
+        }
+
+
+class _Pictures:
+    """Writes ``<photo>_heatmap.png`` and ``<photo>_mask.png``, in the folders of the photos as far as they differ."""
+
+    def __init__(self, folder: Path, photos: Sequence[Path]) -> None:
+        self.folder = folder
+        absolute = [Path(os.path.abspath(photo)) for photo in photos]  # noqa: PTH100 - links stay as they were named
+        self.root = Path(os.path.commonpath([photo.parent for photo in absolute]))
+        self.taken = Counter(photo.with_suffix("") for photo in absolute)
+
+    def write(self, path: Path, photo: NDArray[np.uint8], prediction: ImagePrediction) -> None:
+        from padim_bottle.figures.panels import write_png
+
+        path = Path(os.path.abspath(path))  # noqa: PTH100
+        # a.png and a.jpg in one folder keep their suffixes.
+        name = path.stem if self.taken[path.with_suffix("")] == 1 else path.name
+        place = self.folder / path.parent.relative_to(self.root)
+        heatmap, mask = draw(photo, prediction)
+        try:
+            write_png(place / f"{name}_heatmap.png", heatmap)
+            write_png(place / f"{name}_mask.png", mask)
+        except OSError as error:
+            raise UserError(f"Cannot write the pictures to {place}: {error.strerror}.") from error
+
+
+def draw(photo: NDArray[np.uint8], prediction: ImagePrediction) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return the heatmap over the photo (h, w, 3) and the mask (h, w), 255 where anomalous, at the photo's own size."""
+    import cv2
+
+    from padim_bottle.figures.panels import HeatmapScale
+
+    height, width = photo.shape[:2]
+    shrinks = height < prediction.anomaly_map.shape[0]
+    anomaly_map = cv2.resize(
+        prediction.anomaly_map, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    )
+    # Normalised: the threshold is at 0.5 and a typical good pixel at 0.25.
+    colours = HeatmapScale.from_threshold(0.5, 0.25).colours(anomaly_map)
+    grey = cv2.cvtColor(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    # The mask is the model's own where sizes agree; else its border follows the map, not the model's coarser pixels.
+    same = prediction.mask.shape == (height, width)
+    mask = prediction.mask if same else anomaly_map >= 0.5
+    return cv2.addWeighted(grey, 0.35, colours, 0.65, 0), (mask * 255).astype("uint8")
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)

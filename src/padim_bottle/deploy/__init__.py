@@ -1,0 +1,1 @@
+"""From a photo to a verdict, away from training."""

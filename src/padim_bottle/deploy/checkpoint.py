@@ -1,0 +1,125 @@
+"""Fitted models from files that may come from anywhere: tensors and plain data are read, code never is.
+
+A run's ``model.ckpt`` is a pickle, so it goes through PyTorch's restricted unpickler (``weights_only``) with anomalib's
+own list of harmless types. The exported form of the same content needs no pickle at all: tensors in safetensors, the
+rest in JSON (see ``model_card``).
+"""
+
+import inspect
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from anomalib.utils.serialization import anomalib_safe_globals
+
+from padim_bottle.errors import UserError
+from padim_bottle.model.backbone import LOCAL_PREFIX
+from padim_bottle.model.padim import Padim
+
+# What a checkpoint holds beside tensors that is needed to build its model again, all of it plain data.
+SETTINGS = (
+    "hyper_parameters",
+    "anomalib_components_enabled",
+    "anomalib_pre_processor_config",
+    "anomalib_post_processor_config",
+    "padim_bottle_weights",
+)
+
+
+def load_padim(path: Path) -> Padim:
+    """Load a checkpoint of this package or of anomalib's ``Padim``; neither ImageNet weights nor a network are needed.
+
+    Args:
+        path: a ``.ckpt`` file.
+
+    Raises:
+        UserError: the file cannot be read, holds anything but tensors and plain data, or is no fitted PaDiM.
+    """
+    return build_padim(read_checkpoint(path), path)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint's tensors and plain data, and nothing else.
+
+    Raises:
+        UserError: as ``load_padim``.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                # PyTorch does not compare the checksums of tensors.
+                if archive.testzip() is not None:
+                    raise ValueError("a checksum is wrong")
+        with anomalib_safe_globals(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles that it refuses in the next line
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"Cannot read the model {path}: {error.strerror or error}.") from error
+    except Exception as error:
+        # What a damaged or hostile file raises depends on where the reader stumbles over it.
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+        problem = (
+            f"it is refused unread, because it holds more than tensors and plain data ({foreign[1]})"
+            if foreign
+            else "the file is truncated, damaged or no checkpoint"
+        )
+        raise UserError(f"Cannot load the model {path}: {problem}.") from error
+    if not isinstance(checkpoint, dict) or not all(
+        isinstance(checkpoint.get(key), dict) for key in ("state_dict", "hyper_parameters")
+    ):
+        raise UserError(f"{path} is no checkpoint of PaDiM: scripts/train.py and anomalib's Padim write those.")
+    return checkpoint
+
+
+def build_padim(checkpoint: dict[str, Any], source: Path) -> Padim:
+    """Build the model that a checkpoint describes, in eval mode.
+
+    Lightning's own loader is not used: it imports whatever class the file's hyper-parameters name.
+
+    Args:
+        checkpoint: ``state_dict`` and the entries of ``SETTINGS``.
+        source: named in errors.
+
+    Raises:
+        UserError: it does not describe a fitted PaDiM.
+    """
+    if not {"model.gaussian.mean", "model.idx"} <= checkpoint["state_dict"].keys():
+        raise UserError(f"{source} holds no fitted PaDiM: its Gaussians are missing.")
+    components = {"pre_processor", "post_processor", "evaluator", "visualizer"}
+    known = inspect.signature(Padim).parameters.keys() - components
+    settings = {name: value for name, value in checkpoint["hyper_parameters"].items() if name in known}
+    settings |= {"pre_trained": False, "evaluator": False, "visualizer": False}
+    try:
+        settings["backbone"] = _architecture(settings.get("backbone", "resnet18"))
+        padim = Padim(**settings)
+        padim.on_load_checkpoint(checkpoint)
+        padim.load_state_dict(checkpoint["state_dict"])
+        _check_shapes(padim)
+    except UserError as error:
+        raise UserError(f"Cannot load the model {source}: {error}") from error
+    except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"Cannot load the model {source}: its content does not fit together ({reason}).") from error
+    return padim.eval()
+
+
+def _check_shapes(padim: Padim) -> None:
+    """Compare settings and tensors: loading takes tensors of any size, for it is fitting that decides them."""
+    model, features = padim.model, padim.model.n_features
+    if model.gaussian.mean.shape[-1] != features or (model.reduction == "random" and len(model.idx) != features):
+        raise ValueError(f"n_features is {features}, its Gaussians have {model.gaussian.mean.shape[-1]} features")
+    if model.map_mean.numel() and padim.input_size not in (None, model.map_mean.shape):
+        raise ValueError(f"image_size is {tuple(padim.input_size)}, its maps have {tuple(model.map_mean.shape)} pixels")
+
+
+def _architecture(backbone: str) -> str:
+    """Return what timm can build the network from where a folder of weights is not on this machine."""
+    if backbone.startswith(LOCAL_PREFIX):
+        folder = Path(backbone.removeprefix(LOCAL_PREFIX))
+        if not folder.is_dir() and timm.is_model(folder.name.split(".")[0]):
+            return folder.name
+    return backbone

@@ -1,0 +1,215 @@
+"""The proof of an export: the same photos, judged by the checkpoint and by the exported models."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torchvision.transforms.v2 import functional
+from torchvision.tv_tensors import Mask
+
+from padim_bottle.commands.predict import find_photos, judge
+from padim_bottle.data.images import read_mask
+from padim_bottle.data.layout import find_files
+from padim_bottle.deploy.predictor import ImagePrediction, Predictor, load_predictor, read_metrics
+from padim_bottle.errors import UserError
+from padim_bottle.evaluation.metrics import GOOD, Predictions, Thresholds, evaluate
+
+SCORE_TOLERANCE = 1e-3
+CHECKPOINT = "checkpoint"
+COMPARED = (
+    "image_AUROC", "image_AUPR", "image_F1Max", "image_F1Score", "pixel_AUROC", "pixel_AUPR", "pixel_AUPRO",
+    "pixel_F1Max", "pixel_F1Score",
+)  # fmt: skip
+
+# A run's config names a class; only these are built from it, whatever the file says.
+DATA_CLASSES = ("padim_bottle.MVTecAD", "padim_bottle.SyntheticBottles", "anomalib.data.MVTecAD")
+
+
+@dataclass(frozen=True)
+class ProofPhotos:
+    """Photos to judge, in order, and where there is ground truth the mask of each (None for a good one)."""
+
+    paths: list[Path]
+    masks: list[Path | None] | None
+
+
+def find_proof_photos(run: Path, folder: Path | None) -> ProofPhotos:
+    """Return the photos of a folder, or without one the test images that the run's ``config.yaml`` names.
+
+    Raises:
+        UserError: there are none.
+    """
+    if folder is not None:
+        paths, problems = find_photos([str(folder)])
+        if problems:
+            raise UserError(problems[0])
+        return ProofPhotos(paths, None)
+    try:
+        found = _test_files(run)
+    except (OSError, KeyError, TypeError, yaml.YAMLError, UserError) as error:
+        raise UserError(
+            f"The test images of {run} cannot be found ({error}): name a folder of photos with --images."
+        ) from error
+    masks: list[Path | None] = [None] * len(found.test_good)
+    return ProofPhotos([*found.test_good, *found.test_defective], masks + found.masks)
+
+
+def _test_files(run: Path) -> Any:
+    from padim_bottle.data.mvtec import MVTecAD
+    from padim_bottle.data.synthetic_datamodule import SyntheticBottles
+
+    data = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]
+    arguments = data.get("init_args") or {}
+    if data["class_path"] not in DATA_CLASSES:
+        raise UserError(f"its data are of the class {data['class_path']}")
+    if data["class_path"] == "padim_bottle.SyntheticBottles":
+        datamodule = SyntheticBottles(**arguments)
+        datamodule.prepare_data()
+    else:
+        datamodule = MVTecAD(root=arguments.get("root"), category=arguments.get("category", "bottle"))
+    return find_files(datamodule.root, datamodule.category)
+
+
+def prove(checkpoint: Path, folders: Mapping[str, Path], photos: ProofPhotos) -> dict[str, Any]:
+    """Judge photos with a checkpoint and with the models exported from it.
+
+    Args:
+        checkpoint: the ``.ckpt`` file.
+        folders: the exported models by format.
+        photos: what to judge.
+
+    Returns:
+        The report, ready for JSON: ``passed``, the largest ``differences`` of each format, and the ``metrics`` of
+        each beside the run's own, where there is ground truth.
+
+    Raises:
+        UserError: a photo or a model cannot be read.
+    """
+    reference = load_predictor(checkpoint)
+    expected = _predict(reference, photos)
+    metrics = {}
+    own = read_metrics(checkpoint.parent)
+    if photos.masks is not None:
+        if own is not None:
+            metrics["run"] = {name: own.get(name) for name in COMPARED}
+        metrics[CHECKPOINT] = _metrics(reference, expected, photos)
+    formats = {}
+    for name, folder in folders.items():
+        predictor = load_predictor(folder)
+        actual = _predict(predictor, photos)
+        formats[name] = {
+            "folder": str(folder),
+            "bytes": sum(file.stat().st_size for file in folder.iterdir()),
+            **differences(expected, actual),
+        }
+        if photos.masks is not None:
+            metrics[name] = _metrics(predictor, actual, photos)
+            formats[name]["metrics"] = max(
+                abs(metrics[name][key] - value) for key, value in metrics[CHECKPOINT].items() if value is not None
+            )
+    return {
+        "passed": all(proven(found) for found in formats.values()),
+        "tolerance": {"normalised_score": SCORE_TOLERANCE, "verdicts": 0},
+        "checkpoint": {"path": str(checkpoint), "bytes": checkpoint.stat().st_size},
+        "photos": len(photos.paths),
+        "differences": formats,
+        "metrics": metrics,
+    }
+
+
+def proven(found: Mapping[str, Any]) -> bool:
+    """Whether differences are small enough: every verdict the same, every normalised score within 0.001."""
+    return found["verdicts"] == 0 and found["normalised_score"] <= SCORE_TOLERANCE
+
+
+def differences(expected: list[ImagePrediction], actual: list[ImagePrediction]) -> dict[str, float | int | None]:
+    """Return the largest differences between two models' predictions of the same photos."""
+
+    def largest(of: str) -> float:
+        return max(float(np.abs(np.subtract(getattr(a, of), getattr(b, of))).max()) for a, b in pairs)
+
+    pairs = list(zip(expected, actual, strict=True))
+    calibrated = all(prediction.p_value is not None for pair in pairs for prediction in pair)
+    return {
+        "verdicts": sum(a.anomalous != b.anomalous for a, b in pairs),
+        "normalised_score": largest("normalised_score"),
+        "score": largest("score"),
+        "p_value": largest("p_value") if calibrated else None,
+        "anomaly_map": largest("anomaly_map"),
+        "mask_pixels": sum(int((a.mask != b.mask).sum()) for a, b in pairs),
+    }
+
+
+def _predict(predictor: Predictor, photos: ProofPhotos) -> list[ImagePrediction]:
+    predictions = []
+    for _, outcome, _ in judge(predictor, photos.paths, batch_size=8):
+        if isinstance(outcome, UserError):
+            raise outcome
+        predictions.append(outcome)
+    return predictions
+
+
+def _metrics(predictor: Predictor, predictions: list[ImagePrediction], photos: ProofPhotos) -> dict[str, float | None]:
+    types = [GOOD if mask is None else path.parent.name for path, mask in zip(photos.paths, photos.masks, strict=True)]
+    size = predictions[0].anomaly_map.shape
+    metrics = evaluate(
+        Predictions(
+            image_paths=[str(path) for path in photos.paths],
+            defect_types=types,
+            labels=np.array([name != GOOD for name in types]),
+            scores=np.array([prediction.score for prediction in predictions]),
+            anomaly_maps=np.stack([prediction.anomaly_map for prediction in predictions]),
+            masks=np.stack([_mask(mask, size) for mask in photos.masks]),
+        ),
+        # Scores are raw here, maps normalised: that changes no metric, for normalising keeps the order.
+        Thresholds(predictor.card["thresholds"]["image"], 0.5, predictor.card["thresholds"]["source"]),
+    )
+    return {name: metrics[name] for name in COMPARED}
+
+
+def _mask(path: Path | None, size: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Return a ground-truth mask at the model's resolution, resized as the data module does."""
+    if path is None:
+        return np.zeros(size, dtype=bool)
+    return functional.resize(Mask(torch.from_numpy(read_mask(path))), list(size)).numpy() > 0
+
+
+def print_report(report: dict[str, Any], output: Path) -> None:
+    """Print a report's differences and metrics as tables."""
+    console = Console(width=max(116, Console().width))
+    found = report["differences"]
+    table = Table(title=f"Largest differences from the checkpoint, {report['photos']} photos", box=box.SIMPLE)
+    for heading in ("", *found):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for key, label, form in (
+        ("bytes", "size, MB", lambda value: f"{value / 1e6:.1f}"),
+        ("verdicts", "verdicts that differ", str),
+        ("normalised_score", "normalised score (0 to 1)", "{:.1e}".format),
+        ("score", "score", "{:.1e}".format),
+        ("p_value", "p-value", "{:.1e}".format),
+        ("anomaly_map", "normalised map", "{:.1e}".format),
+        ("mask_pixels", "mask pixels that differ", str),
+        ("metrics", "metrics", "{:.1e}".format),
+    ):
+        values = [row.get(key) for row in found.values()]
+        table.add_row(label, *("-" if value is None else form(value) for value in values))
+    console.print(table)
+    if report["metrics"]:
+        table = Table(title="Metrics", box=box.SIMPLE)
+        for heading in ("", *report["metrics"]):
+            table.add_column(heading, justify="left" if not heading else "right")
+        for name in COMPARED:
+            values = [row[name] for row in report["metrics"].values()]
+            table.add_row(name, *("-" if value is None else f"{value:.5f}" for value in values))
+        console.print(table)
+    failed = [name for name, row in found.items() if not proven(row)]
+    console.print(f"NOT the same model: {', '.join(failed)}." if failed else "Proven: the exported models judge alike.")
+    console.print(f"  {output / 'report.json'}", highlight=False)

@@ -1,0 +1,387 @@
+"""The Lightning callback that turns a test run into a folder of results."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime, timezone
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from lightning import LightningModule, Trainer
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import SaveConfigCallback
+
+from padim_bottle.errors import UserError
+from padim_bottle.evaluation.metrics import Predictions, evaluate, predictions_table
+from padim_bottle.experiment.loggers import log_results
+from padim_bottle.experiment.summary import print_summary
+from padim_bottle.figures.panels import HeatmapScale, draw_prediction, write_png
+from padim_bottle.files import write_whole
+from padim_bottle.runs import environment
+from padim_bottle.runs.description import (
+    describe_calibration,
+    describe_data,
+    describe_model,
+    describe_weights,
+    run_seed,
+    run_thresholds,
+)
+from padim_bottle.runs.finished import DATA_FILE, save_data
+from padim_bottle.runs.folder import partial_folder, picture_path, publish, remove_abandoned
+
+logger = logging.getLogger(__name__)
+
+IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+
+
+class ResultsWriter(Callback):
+    """Writes ``<root>/<experiment>/seed_<n>/`` once a model was trained and tested, from YAML or Python alike.
+
+    The folder holds ``config.yaml`` (as resolved), ``metrics.json``, ``predictions.csv``, ``model.ckpt``,
+    ``images/<defect>/<name>.png``, ``figures/`` and ``report.html``. It is written under a hidden name and renamed when
+    it is whole. A finished run of another configuration that stands in its place is kept as ``seed_<n>.previous_<k>``.
+
+    It reads raw scores: Lightning calls it before the model's own post-processor normalises them.
+
+    Args:
+        experiment: name of the experiment, the folder's name.
+        root: folder of all results.
+        images: draw a picture of every test image.
+        report: draw figures and write ``report.html``. Should that fail, a warning says so and the rest is there.
+
+    Attributes:
+        quiet: print no summary; a sweep sets it.
+        features_from_seed: a sweep took the backbone's features from its run of this seed, so the run's times and
+            memory are not those of a run on its own; recorded in ``metrics.json``.
+    """
+
+    def __init__(self, experiment: str, root: str | Path = "results", images: bool = True, report: bool = True) -> None:
+        if not re.fullmatch(r"[\w.][\w. +=,-]*", experiment) or experiment.startswith("."):
+            raise UserError(
+                f"experiment: '{experiment}' cannot name a folder; use letters, digits, '_', '-' and '.', and do not "
+                "begin with '.'."
+            )
+        self.experiment = experiment
+        self.root = Path(root)
+        self.images = images
+        self.report = report
+        self.quiet = False
+        self.features_from_seed: int | None = None
+        self.folder: Path | None = None
+        self.metrics: dict[str, Any] | None = None
+        self._partial: Path | None = None
+        self._seconds: dict[str, float] = {}
+        self._started: dict[str, float] = {}
+
+    # --- Lightning's hooks, in the order in which they are called ---
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make the hidden folder before any work is done, so that a place that cannot be written fails first."""
+        self._start("total")
+        if self._partial is not None:
+            return
+        seed = run_seed(pl_module)
+        self.folder = self.root / self.experiment / ("unseeded" if seed is None else f"seed_{seed}")
+        partial = partial_folder(self.folder)
+        try:
+            remove_abandoned(self.folder)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"Cannot write results to {self.folder}: {error}.") from error
+        self._partial = partial
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to train where there is nothing to test on, for then there would be no results."""
+        datamodule = trainer.datamodule
+        if datamodule is not None and not len(datamodule.test_data):
+            raise UserError(
+                f"There are no test images of '{datamodule.category}' in {datamodule.root}: put good photos "
+                "that were not trained on, at least one, into its folder test/good."
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of the training phase."""
+        self._start("train")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of the validation phase."""
+        self._start("validate")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock of the validation phase."""
+        self._stop("validate")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock of the training phase."""
+        self._stop("train")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Get ready to collect predictions and to draw them beside the test loop."""
+        self._start("test")
+        self._paths: list[str] = []
+        self._labels: list[torch.Tensor] = []
+        self._scores: list[torch.Tensor] = []
+        self._maps: list[np.ndarray] = []
+        self._masks: list[np.ndarray] = []
+        self._drawings: list[Future] = []
+        self._pictures: set[Path] = set()
+        self._pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="draw")
+        if self.report:
+            # Loaded while the network computes, for it takes half a second.
+            self._pool.submit(import_module, "padim_bottle.report.run_report")
+        self._thresholds = run_thresholds(pl_module)
+        self._scale: HeatmapScale | None = None
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        *args: Any,
+    ) -> None:
+        """Collect a batch's raw predictions and hand it to the drawing threads."""
+        maps = outputs.anomaly_map.detach().float().cpu().numpy()
+        maps = maps.reshape(len(maps), *maps.shape[-2:])
+        scores = outputs.pred_score.detach().flatten().float().cpu()
+        masks = np.zeros(maps.shape, dtype=bool) if outputs.gt_mask is None else outputs.gt_mask.cpu().numpy() > 0
+        masks = masks.reshape(maps.shape)
+        self._paths += outputs.image_path
+        self._labels.append(outputs.gt_label.cpu().bool())
+        self._scores.append(scores)
+        self._maps.append(maps)
+        self._masks.append(masks)
+        if self.images:
+            pictures = _to_pictures(outputs.image)
+            p_values = _p_values(pl_module, scores)
+            scale = self._heatmap_scale(pl_module, maps)
+            for i, path in enumerate(outputs.image_path):
+                self._drawings.append(
+                    self._pool.submit(
+                        self._draw,
+                        picture_path(Path(path), self._pictures),
+                        pictures[i],
+                        maps[i],
+                        masks[i],
+                        scale,
+                        float(scores[i]),
+                        None if p_values is None else float(p_values[i]),
+                    )
+                )
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate, write everything, and give the folder its name."""
+        self._stop("test")
+        self._start("draw")
+        for drawing in self._drawings:
+            drawing.result()
+        self._pool.shutdown()
+        self._stop("draw")
+
+        self._start("evaluate")
+        predictions = Predictions(
+            image_paths=[str(path) for path in self._paths],
+            defect_types=[Path(path).parent.name for path in self._paths],
+            labels=torch.cat(self._labels).numpy(),
+            # As float64 the file holds every digit: >= threshold gives the same labels again.
+            scores=torch.cat(self._scores).double().numpy(),
+            anomaly_maps=np.concatenate(self._maps),
+            masks=np.concatenate(self._masks),
+        )
+        self._maps, self._masks = [], []  # they would take as much memory again
+        metrics = evaluate(predictions, self._thresholds)
+        self._stop("evaluate")
+
+        p_values = _p_values(pl_module, torch.cat(self._scores))
+        table = predictions_table(predictions, self._thresholds, p_values)
+        table.to_csv(self._partial / "predictions.csv", index=False)
+        config = self._write_config(trainer)
+        self._take_checkpoint(trainer)
+        self.metrics = {**self._header(trainer, pl_module), **metrics, **self._footer(pl_module)}
+        self._write_metrics()
+        if self.report:
+            self._start("report")
+            self._write_report(pl_module, predictions)
+            self._stop("report")
+        self._stop("total")
+        self._write_metrics()
+        publish(self._partial, self.folder)
+        self._partial = None
+        _discard_workspace(trainer)
+        log_results(trainer.loggers, {**metrics, "seconds": self._seconds}, config, self.folder)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Print the summary, below the finished progress bar."""
+        if stage == "test" and self.metrics is not None and not self.quiet:
+            if trainer.progress_bar_callback is not None:
+                trainer.progress_bar_callback.teardown(trainer, pl_module, stage)
+            print_summary(self.metrics, self.folder)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave no half-written result behind."""
+        if hasattr(self, "_pool"):
+            self._pool.shutdown(cancel_futures=True)
+        if self._partial is not None:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self._partial.parent.rmdir()
+        if trainer.checkpoint_callback and trainer.checkpoint_callback.best_model_path:
+            Path(trainer.checkpoint_callback.best_model_path).unlink(missing_ok=True)
+        _discard_workspace(trainer)
+
+    # --- Parts of the result ---
+
+    def _draw(
+        self,
+        target: Path,
+        picture: np.ndarray,
+        anomaly_map: np.ndarray,
+        mask: np.ndarray,
+        scale: HeatmapScale,
+        score: float,
+        p_value: float | None,
+    ) -> None:
+        caption = f"score {score:.2f}"
+        if self._thresholds.image is not None:
+            verdict = "anomalous" if score >= self._thresholds.image else "good"
+            caption = f"{verdict}: {caption}, threshold {self._thresholds.image:.2f}"
+        if p_value is not None:
+            caption += f", p = {p_value:.3f}"
+        pixel_threshold = np.inf if self._thresholds.pixel is None else self._thresholds.pixel
+        drawing = draw_prediction(picture, anomaly_map, mask, anomaly_map >= pixel_threshold, scale, caption)
+        write_png(self._partial / target, drawing)
+
+    def _heatmap_scale(self, pl_module: LightningModule, maps: np.ndarray) -> HeatmapScale:
+        """One scale for all images of a run; without a threshold, that of the first batch."""
+        if self._scale is None:
+            threshold = self._thresholds.pixel
+            if threshold is None:
+                self._scale = HeatmapScale(float(maps.min()), float(maps.max()))
+            else:
+                spread = getattr(pl_module.post_processor, "pixel_scale", None)
+                typical = threshold / 2 if spread is None else threshold - float(spread)
+                self._scale = HeatmapScale.from_threshold(threshold, typical)
+        return self._scale
+
+    def _header(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        return {
+            "experiment": self.experiment,
+            "seed": run_seed(pl_module),
+            "data": describe_data(trainer.datamodule),
+            "weights": describe_weights(pl_module),
+            "model": describe_model(pl_module),
+        }
+
+    def _footer(self, pl_module: LightningModule) -> dict[str, Any]:
+        return {
+            "calibration": describe_calibration(pl_module),
+            "seconds": {},  # known when all is done
+            "peak_memory_bytes": environment.peak_memory(pl_module.device, str(self.folder)),
+            "checkpoint_bytes": (self._partial / "model.ckpt").stat().st_size,
+            "device": environment.describe_device(pl_module.device),
+            "versions": environment.versions(),
+            "features_from_seed": self.features_from_seed,
+            "git_commit": environment.git_commit(),
+            "code_sha256": environment.code_digest(),
+            "config_sha256": hashlib.sha256((self._partial / "config.yaml").read_bytes()).hexdigest(),
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+
+    def _write_metrics(self) -> None:
+        self.metrics["seconds"] = {name: round(seconds, 3) for name, seconds in self._seconds.items()}
+        # Renamed, so that a disk that is full the second time leaves what was written the first time.
+        write_whole(self._partial / "metrics.json", json.dumps(self.metrics, indent=2, allow_nan=False) + "\n")
+
+    def _write_report(self, pl_module: LightningModule, predictions: Predictions) -> None:
+        """Draw the figures and write the report; whatever goes wrong there, the run's numbers are kept."""
+        model = pl_module.model
+        try:
+            from padim_bottle.report.run_report import write_report
+
+            save_data(
+                self._partial / DATA_FILE,
+                predictions,
+                self._thresholds.pixel,
+                map_mean=_to_numpy(getattr(model, "map_mean", None)),
+                map_std=_to_numpy(getattr(model, "map_std", None)),
+            )
+            write_report(self._partial)
+        except Exception as error:
+            shutil.rmtree(self._partial / DATA_FILE.parent, ignore_errors=True)
+            logger.warning(
+                "The figures and the report of %s could not be made (%s: %s). Everything else of the run is there.",
+                self.folder, type(error).__name__, error,
+            )  # fmt: skip
+
+    def _write_config(self, trainer: Trainer) -> str:
+        saver = next((c for c in trainer.callbacks if isinstance(c, SaveConfigCallback)), None)
+        if saver is not None:
+            text = dump_config(saver.parser, saver.config)
+        else:
+            text = "# This run was started from Python: there was no configuration file.\n"
+        (self._partial / "config.yaml").write_text(text)
+        return text
+
+    def _take_checkpoint(self, trainer: Trainer) -> None:
+        saved = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
+        target = self._partial / "model.ckpt"
+        if saved and Path(saved).is_file():
+            shutil.move(saved, target)
+        else:
+            trainer.save_checkpoint(target)
+
+    def _start(self, phase: str) -> None:
+        self._started.setdefault(phase, time.perf_counter())
+
+    def _stop(self, phase: str) -> None:
+        self._seconds[phase] = time.perf_counter() - self._started[phase]
+
+
+def dump_config(parser: ArgumentParser, config: Namespace) -> str:
+    """Return the text of ``config.yaml``: the config as resolved, whose digest is ``config_sha256``."""
+    return parser.dump(config, skip_none=False, skip_validation=True)
+
+
+def _p_values(pl_module: LightningModule, scores: torch.Tensor) -> np.ndarray | None:
+    calibration_scores = getattr(pl_module.post_processor, "calibration_scores", None)
+    if calibration_scores is None or not len(calibration_scores):
+        return None
+    return pl_module.post_processor.p_value(scores.to(calibration_scores.device)).cpu().numpy()
+
+
+def _to_numpy(values: torch.Tensor | None) -> np.ndarray:
+    return np.empty(0, np.float32) if values is None else values.detach().float().cpu().numpy()
+
+
+def _to_pictures(images: torch.Tensor) -> np.ndarray:
+    """Undo the normalisation: (B, 3, H, W) tensors to (B, H, W, 3) bytes."""
+    pictures = images.detach().float().cpu() * IMAGENET_STD + IMAGENET_MEAN
+    return (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def _discard_workspace(trainer: Trainer) -> None:
+    """Remove the versioned folder that anomalib's Engine made, if nothing but a copy of the config is left in it."""
+    workspace = Path(trainer.default_root_dir)
+    left = [path for path in workspace.rglob("*") if path.is_file()]
+    if re.fullmatch(r"v\d+", workspace.name) and all(path.name == "config.yaml" for path in left):
+        latest = workspace.with_name("latest")
+        if latest.is_symlink() and latest.resolve() == workspace.resolve():
+            latest.unlink()
+        shutil.rmtree(workspace, ignore_errors=True)
+        # .../<root>/Padim/MVTecAD/bottle: remove what is empty now.
+        with contextlib.suppress(OSError):
+            for parent in list(workspace.parents)[:4]:
+                parent.rmdir()

@@ -1,0 +1,155 @@
+"""Figures of images: what good ones look like to the model, the hardest ones, the two cases that this began from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from matplotlib.figure import Figure
+
+from padim_bottle.errors import UserError
+from padim_bottle.figures.panels import Picture, crop_panels
+from padim_bottle.figures.scores import Drawing, plain
+from padim_bottle.runs.finished import RecordedRun
+
+_WIDTH = 8  # inches
+_PIXELS = 120  # an inch
+
+
+def draw_calibration_maps(run: RecordedRun) -> Drawing:
+    """Draw mean and spread of the leave-one-out maps of the training images."""
+    mean, std = run.arrays.get("map_mean"), run.arrays.get("map_std")
+    if mean is None or not mean.size:
+        return None
+    figure = Figure(figsize=(8, 3.5))
+    panels = figure.subplots(
+        1, 2, gridspec_kw={"left": 0.02, "right": 0.93, "wspace": 0.22, "bottom": 0.04, "top": 0.9}
+    )
+    for axes, pixels, title in zip(panels, (mean, std), ("mean", "standard deviation"), strict=True):
+        image = axes.imshow(pixels, cmap="inferno", interpolation="nearest")
+        axes.set_title(f"Good images: {title} of the anomaly map", fontsize=10)
+        axes.set_axis_off()
+        figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03).ax.tick_params(labelsize=8)
+    used = (run.metrics["calibration"] or {}).get("position_calibration")
+    caption = (
+        f"The anomaly maps of the {len(run.calibration_scores)} training images, each left out of the model that it is "
+        "measured by. Bright on the left: where good images always look a little anomalous. Bright on the right: where "
+        "they differ from one another, such as at reflections. "
+    )
+    caption += (
+        "An image's score is its largest pixel in units of this spread, so what varies among good images weighs less."
+        if used
+        else "This run's scores do not use it: they are the largest pixel as it is."
+    )
+    return "What good images look like to the model", caption, figure
+
+
+def draw_hardest_images(run: RecordedRun, count: int = 4) -> Drawing:
+    """Draw the lowest-scoring defective images and the highest-scoring good ones."""
+    drawable = run.predictions[run.predictions["picture"].notna()]
+    defective, good = drawable[drawable["label"]].head(count), drawable[~drawable["label"]][::-1].head(count)
+    rows = [row for row in (defective, good) if len(row)]
+    if not rows or "map_shape" not in run.arrays:
+        return None
+    tiles = [[_decision(read_panels(run, case.picture)) for case in row.itertuples()] for row in rows]
+    texts = [[_describe(run, case) for case in row.itertuples()] for row in rows]
+    figure = _mosaic(tiles, texts)
+    words = {True: "defective images with the lowest scores", False: "good images with the highest scores"}
+    kinds = [words[bool(row["label"].iloc[0])] for row in rows]
+    caption = (
+        f"The {' (first row) and the '.join(kinds)}: the ones to look at for what the model is blind to and for what "
+        "alarms it. Left, the photograph with the true defect (dashed blue) and the predicted one (solid yellow); "
+        "right, the anomaly map, on the colour scale of the whole run."
+    )
+    return "The hardest images", caption, figure
+
+
+def draw_began_with(run: RecordedRun) -> Drawing:
+    """Draw a found 'broken_large' and a found 'contamination': of each type the image with the median score."""
+    cases = []
+    for defect in ("broken_large", "contamination"):
+        of_type = run.predictions[run.predictions["defect_type"] == defect]
+        if len(of_type):
+            case = of_type.iloc[len(of_type) // 2]
+            if case["picture"] is not None:
+                cases.append(case)
+    if len(cases) < 2 or "map_shape" not in run.arrays:
+        return None
+    rows = [read_panels(run, case["picture"]) for case in cases]
+    texts = [[_describe(run, case), "true defect", "anomaly map", "prediction"] for case in cases]
+    figure = _mosaic(rows, texts)
+    sentences = []
+    for case in cases:
+        sentence = f"{case['defect_type']}/{case['image']}"
+        if run.threshold is not None:
+            sentence += " is found" if case["score"] >= run.threshold else " is missed"
+        if case["covered"] == case["covered"]:
+            sentence += (
+                f": {case['covered']:.0%} of the defect's pixels are within the predicted outline, and of all the "
+                f"others, reflections included, {case['spilled']:.1%}"
+            )
+        sentences.append(sentence)
+    caption = (
+        "The two cases that this experiment began from: a large break, and contamination between bright reflections "
+        "that are no defect. Of each type the image whose score is the median is shown, whatever it looks like. "
+        f"{'. '.join(sentences)}."
+    )
+    return "A large break, and contamination among reflections", caption, figure
+
+
+def read_panels(run: RecordedRun, picture: Path) -> list[Picture]:
+    """Read the four panels of a test image's picture, in BGR as OpenCV has it.
+
+    Raises:
+        UserError: the file is no picture of this run.
+    """
+    path = run.folder / picture
+    content = np.fromfile(path, dtype=np.uint8)
+    pixels = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    if pixels is None:
+        raise UserError(f"{path} is no picture: it was damaged.")
+    try:
+        return crop_panels(pixels, tuple(run.arrays["map_shape"]))
+    except ValueError as error:
+        raise UserError(f"{path} is no picture of this run: {error}.") from error
+
+
+def _describe(run: RecordedRun, case: Any) -> str:
+    """Two lines below a picture: which image, and what the model said."""
+    text = f"{plain(case.defect_type)}/{plain(case.image)}\nscore {case.score:.2f}"
+    if case.p_value == case.p_value:
+        text += f", p = {case.p_value:.3f}"
+    if run.threshold is not None:
+        called = case.score >= run.threshold
+        verdict = ("found" if called else "missed") if case.label else ("false alarm" if called else "passed")
+        text += f": {verdict}"
+    return text
+
+
+def _decision(panels: Sequence[Picture]) -> Picture:
+    gap = np.full((panels[0].shape[0], 4, 3), 255, dtype=np.uint8)
+    return np.hstack([panels[3], gap, panels[2]])
+
+
+def _mosaic(tiles: Sequence[Sequence[Picture]], texts: Sequence[Sequence[str]]) -> Figure:
+    """Lay pictures of one size, in BGR, out in rows, with text beneath each: as one image, for the sake of time."""
+    columns = max(map(len, tiles))
+    # No more pixels than are printed.
+    width = min(tiles[0][0].shape[1], round(_WIDTH * _PIXELS / columns * 0.97))
+    height = round(tiles[0][0].shape[0] * width / tiles[0][0].shape[1])
+    gap = round(0.03 * width)
+    page_width = columns * (width + gap) - gap
+    below = round(0.34 * page_width / _WIDTH)  # two lines of text
+    page = np.full((len(tiles) * (height + below), page_width, 3), 255, dtype=np.uint8)
+    figure = Figure(figsize=(_WIDTH, _WIDTH * page.shape[0] / page_width))
+    axes = figure.add_axes((0, 0, 1, 1))
+    for i, row in enumerate(tiles):
+        for j, tile in enumerate(row):
+            top, left = i * (height + below), j * (width + gap)
+            tile = cv2.resize(tile, (width, height), interpolation=cv2.INTER_AREA)
+            page[top : top + height, left : left + width] = tile
+            axes.text(left, top + height + gap / 2, texts[i][j], fontsize=7, va="top", linespacing=1.3)
+    axes.imshow(page[..., ::-1], aspect="auto")
+    axes.set_axis_off()
+    return figure

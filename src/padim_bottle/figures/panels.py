@@ -1,0 +1,285 @@
+"""Result pictures: what the camera saw, what is true, what the model scored and what it decided.
+
+Nothing here keeps state, so pictures can be drawn in a pool of threads.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from padim_bottle.files import write_whole
+
+Picture = NDArray[np.uint8]
+Colour = tuple[int, int, int]
+
+COLOURMAP: Picture = matplotlib.colormaps["inferno"](np.arange(256), bytes=True)[:, :3].copy()
+"""RGB of 256 scores from low to high; perceptually uniform, and dark where nothing is wrong."""
+COLOURMAP.flags.writeable = False
+
+# Of Okabe and Ito's palette: told apart with any colour vision, and not found on a bottle.
+TRUTH: Colour = (86, 180, 233)
+PREDICTION: Colour = (240, 228, 66)
+
+_CANVAS: Colour = (27, 27, 31)
+_INK: Colour = (232, 232, 236)
+_FAINT: Colour = (150, 150, 158)
+_MIN_PANEL = 224  # pixels; titles do not fit in less
+
+
+@dataclass(frozen=True)
+class HeatmapScale:
+    """One colour scale for all anomaly maps of a run, so that colours can be compared between its pictures.
+
+    Attributes:
+        low: raw score drawn in the darkest colour.
+        high: raw score drawn in the brightest colour; if it equals ``low``, all maps are dark.
+        threshold: raw score from which a pixel is called anomalous, marked in the colour bar; None if
+            unknown.
+
+    Raises:
+        ValueError: if a limit is not finite or ``high`` is less than ``low``.
+    """
+
+    low: float
+    high: float
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+            raise ValueError(f"a heatmap needs finite limits, low <= high, not {self.low} and {self.high}")
+
+    @classmethod
+    def from_threshold(cls, pixel_threshold: float, typical: float) -> "HeatmapScale":
+        """Put the threshold at 40 % of the scale: normal pixels stay dark and defects have room to differ.
+
+        Args:
+            pixel_threshold: raw score from which a pixel is called anomalous.
+            typical: raw score of a typical normal pixel, drawn in the darkest colour.
+        """
+        span = pixel_threshold - typical
+        if span <= 0:  # a degenerate model; its pictures may help to find out why
+            span = max(abs(pixel_threshold), 1.0)
+        low = pixel_threshold - span
+        return cls(low, low + 2.5 * span, pixel_threshold)
+
+    def colours(self, scores: NDArray[np.float32]) -> Picture:
+        """Return the RGB colours ``(..., 3)`` of raw scores ``(...)``; scores off the scale are clipped."""
+        scores = np.clip(np.asarray(scores, dtype=np.float64), self.low, self.high)
+        level = (scores - self.low) / max(self.high - self.low, np.finfo(np.float64).tiny)
+        return COLOURMAP[np.rint(level * 255).astype(np.uint8)]
+
+
+def draw_prediction(
+    image: Picture,
+    anomaly_map: NDArray[np.float32],
+    mask: NDArray[np.bool_] | None,
+    predicted_mask: NDArray[np.bool_],
+    scale: HeatmapScale,
+    caption: str,
+) -> Picture:
+    """Draw four panels side by side - image, ground truth, anomaly map, prediction - above a caption.
+
+    Ground truth is outlined by a dashed blue line, the prediction by a solid yellow one.
+
+    Args:
+        image: RGB, uint8 ``(h, w, 3)``; resized to the size of the map.
+        anomaly_map: raw scores, ``(H, W)``, without NaN.
+        mask: ground truth, bool ``(H, W)``; all False for a good image, None if it is not known.
+        predicted_mask: the pixels called anomalous, bool ``(H, W)``.
+        scale: the run's colour scale.
+        caption: one line of text: score, threshold, verdict.
+
+    Returns:
+        The picture, RGB, uint8. Panels have the size of the map, times a whole number if that is small.
+
+    Raises:
+        ValueError: if the shapes do not fit or the map holds NaN.
+    """
+    _check(image, anomaly_map, mask, predicted_mask)
+    layout = _Layout.of(anomaly_map.shape)
+    height, width, unit, top, lefts = layout.height, layout.width, layout.unit, layout.top, layout.lefts
+    zoom = height // anomaly_map.shape[0]
+
+    image = _resized(image, height, width)
+    predicted_mask = _enlarged(predicted_mask, zoom)
+    mask = None if mask is None else _enlarged(mask, zoom)
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    heat = cv2.resize(scale.colours(anomaly_map), (width, height), interpolation=cv2.INTER_LINEAR)
+
+    truth_panel = image.copy() if mask is not None else np.full_like(image, 45)
+    decision_panel = _tinted(image, predicted_mask, PREDICTION)
+    if mask is not None:
+        _outline(truth_panel, mask, TRUTH, unit, dashed=True)
+    _outline(decision_panel, predicted_mask, PREDICTION, unit, dashed=False)
+    if mask is not None:
+        _outline(decision_panel, mask, TRUTH, unit, dashed=True)
+    panels = [image, truth_panel, cv2.addWeighted(grey, 0.35, heat, 0.65, 0), decision_panel]
+
+    bar_left, bar_right = layout.bar
+    canvas = np.empty((*layout.size, 3), dtype=np.uint8)
+    canvas[:] = _CANVAS
+    for left, panel in zip(lefts, panels, strict=True):
+        canvas[top : top + height, left : left + width] = panel
+    levels = np.linspace(scale.high, scale.low, height)
+    canvas[top : top + height, bar_left:bar_right] = scale.colours(levels)[:, None]
+
+    page = Image.fromarray(canvas)
+    pen = ImageDraw.Draw(page)
+    font, small = ImageFont.load_default(13 * unit), ImageFont.load_default(10.5 * unit)
+    truth = "Ground truth" if mask is None or mask.any() else "Ground truth: no defect"
+    titles = ("Image", truth, "Anomaly map", "Prediction")
+    for left, title in zip(lefts, titles, strict=True):
+        pen.text((left, top - 7 * unit), title, _INK, font, anchor="ls")
+    _key(pen, lefts[1] + width, top, "dashed", TRUTH, small, unit)
+    _key(pen, lefts[3] + width, top, "solid", PREDICTION, small, unit)
+    if mask is None:
+        pen.text((lefts[1] + width / 2, top + height / 2), "not known", _FAINT, font, anchor="mm")
+    _label_bar(pen, (bar_left, top, bar_right, top + height), scale, small, unit)
+    pen.text((lefts[0], top + height + 20 * unit), caption, _INK, font, anchor="ls")
+    return np.array(page)
+
+
+def crop_panels(picture: Picture, map_shape: tuple[int, int]) -> list[Picture]:
+    """Cut the four panels - image, ground truth, anomaly map, prediction - out of a picture of ``draw_prediction``.
+
+    Args:
+        picture: RGB or BGR, uint8.
+        map_shape: ``(H, W)`` of the anomaly map that it was drawn from.
+
+    Raises:
+        ValueError: if no picture of such a map has this size.
+    """
+    layout = _Layout.of(map_shape)
+    if picture.shape[:2] != layout.size:
+        raise ValueError(f"a picture of a map {map_shape} has the size {layout.size}, not {picture.shape[:2]}")
+    rows = slice(layout.top, layout.top + layout.height)
+    return [picture[rows, left : left + layout.width] for left in layout.lefts]
+
+
+def write_png(path: Path, array: Picture) -> None:
+    """Write a grey ``(H, W)`` or RGB ``(H, W, 3)`` uint8 picture; the file appears whole or not at all.
+
+    Folders that are missing are made. An existing file is replaced.
+
+    Raises:
+        ValueError: if the array is no such picture.
+        OSError: if the file cannot be written.
+    """
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+        raise ValueError(f"a picture is uint8 (H, W) or (H, W, 3), not {array.dtype} {array.shape}")
+    bgr = cv2.cvtColor(array, cv2.COLOR_RGB2BGR) if array.ndim == 3 else array
+    # One fixed filter is nearly twice as fast as the default and files are hardly larger.
+    settings = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
+    _, encoded = cv2.imencode(".png", bgr, settings)
+    write_whole(Path(path), encoded.tobytes())
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where things are in a picture, in pixels."""
+
+    height: int  # of a panel
+    width: int
+    unit: float  # line widths and letters grow with the panels
+    top: int
+    lefts: tuple[int, int, int, int]
+    bar: tuple[int, int]
+    size: tuple[int, int]  # height and width of the whole picture
+
+    @classmethod
+    def of(cls, map_shape: tuple[int, int]) -> "_Layout":
+        zoom = math.ceil(_MIN_PANEL / min(map_shape))
+        height, width = map_shape[0] * zoom, map_shape[1] * zoom
+        unit = min(height, width) / 256
+        margin, title_height, caption_height = round(8 * unit), round(24 * unit), round(30 * unit)
+        bar_width, number_width = round(10 * unit), round(38 * unit)
+        first, second, third = (margin + i * (width + margin) for i in range(3))
+        bar_left = third + width + margin // 2
+        fourth = bar_left + bar_width + number_width + margin
+        size = (title_height + height + caption_height, fourth + width + margin)
+        lefts = (first, second, third, fourth)
+        return cls(height, width, unit, title_height, lefts, (bar_left, bar_left + bar_width), size)
+
+
+def _check(
+    image: Picture,
+    anomaly_map: NDArray[np.float32],
+    mask: NDArray[np.bool_] | None,
+    predicted_mask: NDArray[np.bool_],
+) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"image must be uint8 (h, w, 3), not {image.dtype} {image.shape}")
+    if anomaly_map.ndim != 2:
+        raise ValueError(f"anomaly_map must be (H, W), not {anomaly_map.shape}")
+    for name, pixels in (("mask", mask), ("predicted_mask", predicted_mask)):
+        if pixels is not None and (pixels.dtype != bool or pixels.shape != anomaly_map.shape):
+            raise ValueError(f"{name} must be bool {anomaly_map.shape}, not {pixels.dtype} {pixels.shape}")
+    if np.isnan(anomaly_map).any():
+        raise ValueError("anomaly_map holds NaN")
+
+
+def _resized(image: Picture, height: int, width: int) -> Picture:
+    shrinks = image.shape[0] > height
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def _enlarged(mask: NDArray[np.bool_], zoom: int) -> NDArray[np.bool_]:
+    return mask.repeat(zoom, axis=0).repeat(zoom, axis=1)
+
+
+def _tinted(image: Picture, mask: NDArray[np.bool_], colour: Colour) -> Picture:
+    tinted = image.copy()
+    tinted[mask] = (0.8 * image[mask] + 0.2 * np.array(colour)).astype(np.uint8)
+    return tinted
+
+
+def _outline(panel: Picture, mask: NDArray[np.bool_], colour: Colour, unit: float, *, dashed: bool) -> None:
+    """Draw the mask's border into the panel, with a dark edge that keeps it visible on white."""
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    line = max(1, round(2 * unit))
+    if dashed:
+        dash, gap = round(7 * unit), round(6 * unit)
+        contours = [c[i : i + dash] for c in contours for i in range(0, len(c), dash + gap)]
+    for thickness, ink in ((line + 2, _CANVAS), (line, colour)):
+        cv2.polylines(panel, contours, not dashed, ink, thickness, cv2.LINE_AA)
+
+
+def _key(
+    pen: ImageDraw.ImageDraw,
+    right: float,
+    top: float,
+    style: str,
+    colour: Colour,
+    font: ImageFont.FreeTypeFont,
+    unit: float,
+) -> None:
+    """Sample of an outline at the right end of a panel's title."""
+    middle, dashes = top - 11 * unit, ((0, 28),) if style == "solid" else ((0, 7), (10.5, 17.5), (21, 28))
+    for start, end in dashes:
+        line = (right - (28 - start) * unit, middle, right - (28 - end) * unit, middle)
+        pen.line(line, colour, width=max(1, round(2 * unit)))
+
+
+def _label_bar(
+    pen: ImageDraw.ImageDraw,
+    box: tuple[float, float, float, float],
+    scale: HeatmapScale,
+    font: ImageFont.FreeTypeFont,
+    unit: float,
+) -> None:
+    """Write the limits beside the colour bar and mark the threshold in it."""
+    left, top, right, bottom = box
+    text_left = right + 5 * unit
+    pen.text((text_left, top), f"{scale.high:.3g}", _FAINT, font, anchor="lt")
+    pen.text((text_left, bottom), f"{scale.low:.3g}", _FAINT, font, anchor="lb")
+    if scale.threshold is not None and scale.low < scale.threshold < scale.high:
+        share = (scale.threshold - scale.low) / (scale.high - scale.low)
+        tick = bottom - share * (bottom - top)
+        pen.line((left, tick, right + 3 * unit, tick), _INK, width=max(1, round(1.5 * unit)))
+        pen.text((text_left, tick), f"{scale.threshold:.3g}", _INK, font, anchor="lm")

@@ -1,0 +1,301 @@
+"""Figures of scores: curves with the thresholds on them, a histogram, the confusion matrix, the overlap of regions.
+
+Colours are Okabe and Ito's, and no figure needs them: markers, line styles and positions tell the same. Matplotlib's
+``Figure`` is used directly: there is no state of pyplot, and figures may be drawn in any thread.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import cycle
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
+
+from padim_bottle.evaluation.curves import FPR_LIMIT
+from padim_bottle.evaluation.metrics import GOOD
+from padim_bottle.runs.finished import ALL_DEFECTS, RecordedRun, Reference, reference_thresholds
+
+BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
+)  # fmt: skip
+LINES = tuple(
+    zip(
+        (VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY),
+        ("--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))),
+        "os^Dvp",
+        strict=True,
+    )
+)
+"""Colour, line style and marker of each of several things."""
+
+Drawing = tuple[str, str, Figure] | None
+"""Title, caption and figure; ``None`` where the run has nothing to draw."""
+
+
+def plain(name: str) -> str:
+    """Return a name from a file system as text that Matplotlib writes as it stands: '$' would begin a formula."""
+    return "".join(c if c.isprintable() else "?" for c in name).replace("$", r"\$")
+
+
+def is_skewed(scores: Sequence[float] | np.ndarray) -> bool:
+    """Tell whether scores are better shown on a logarithmic scale: defects can score many times higher than good."""
+    low, high = float(np.min(scores)), float(np.max(scores))
+    return low > 0 and high > 5 * low
+
+
+# --- Curves ---
+
+
+def draw_roc(run: RecordedRun) -> Drawing:
+    """Draw the ROC curve of the images, whole and its corner, with the thresholds on it."""
+    curve = run.curve()
+    if curve is None:
+        return None
+    # As a threshold falls: first the good images between two defective scores, then those of the next one.
+    alarms = np.stack([curve.false_positives, curve.false_positives_above], axis=1).ravel()[::-1]
+    found = np.stack([curve.true_positives, np.append(curve.true_positives[1:], 0)], axis=1).ravel()[::-1]
+    fpr = np.concatenate([[0], alarms, [curve.negatives]]) / curve.negatives
+    recall = np.concatenate([[0], found, [curve.positives]]) / curve.positives
+    figure, panels = _two_panels()
+    for axes in panels:
+        axes.plot(fpr, recall, color=BLACK, linewidth=1.5, zorder=3)
+        axes.set(xlabel="false-alarm rate", ylabel="recall (share of defects found)")
+    panels[0].plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
+    panels[0].set(title="ROC", xlim=(-0.03, 1), ylim=(0, 1.03))
+    panels[1].set(title="its corner, enlarged", xlim=(-0.01, 0.3), ylim=(0.7, 1.01))
+    _mark_thresholds(figure, panels, run, lambda c: (_rate(c, "false_positive", "true_negative"), _recall(c)))
+    caption = (
+        f"The share of defective images that are found against the share of good images that raise an alarm, over all "
+        f"thresholds: the area beneath is {curve.auroc:.4f}. The nearer the line to the upper left corner the better; "
+        "the dotted diagonal is guessing. Markers show where a threshold puts the run: alpha thresholds come from good "
+        "training images alone, F1Max and anomalib's have seen the defects."
+    )
+    return "ROC of the images", caption, figure
+
+
+def draw_precision_recall(run: RecordedRun) -> Drawing:
+    """Draw precision against recall of the images, whole and its corner, with the thresholds on it."""
+    curve = run.curve()
+    if curve is None:
+        return None
+    recall = curve.true_positives / curve.positives
+    precision = curve.true_positives / (curve.true_positives + curve.false_positives)
+    figure, panels = _two_panels()
+    for axes in panels:
+        # A step holds to the left: lower recall at this precision costs nothing.
+        axes.step(
+            np.append(recall, 0), np.append(precision, precision[-1]), where="pre", color=BLACK, linewidth=1.5,
+            zorder=3,
+        )  # fmt: skip
+        axes.set(xlabel="recall (share of defects found)", ylabel="precision")
+    prevalence = curve.positives / (curve.positives + curve.negatives)
+    panels[0].axhline(prevalence, color="0.6", linewidth=0.8, linestyle=":")
+    panels[0].set(title="Precision and recall", xlim=(0, 1.03), ylim=(0, 1.03))
+    panels[1].set(title="its corner, enlarged", xlim=(0.7, 1.01), ylim=(0.7, 1.01))
+    _mark_thresholds(figure, panels, run, lambda c: (_recall(c), _rate(c, "true_positive", "false_positive")))
+    caption = (
+        f"What an alarm is worth against how many defects raise one, over all thresholds: average precision "
+        f"{curve.average_precision:.4f}. The nearer to the upper right corner the better; the dotted line is guessing, "
+        f"for {prevalence:.0%} of these test images are defective. In use defects are rarer, and precision is lower; "
+        "recall and false-alarm rate do not depend on that."
+    )
+    return "Precision and recall of the images", caption, figure
+
+
+def draw_pro_curve(run: RecordedRun) -> Drawing:
+    """Draw the per-region overlap of all defects and of each type over the false positive rate of the pixels."""
+    names = [str(name) for name in run.arrays.get("pro_names", [])]
+    if not names:
+        return None
+    figure = Figure(figsize=(6.8, 4.4))
+    axes = figure.add_axes((0.1, 0.13, 0.56, 0.78))
+    styles = cycle(LINES)
+    for i, name in enumerate(names):
+        fpr, overlap = run.arrays[f"pro_{i}"]
+        everything = name == ALL_DEFECTS
+        area = run.metrics["pixel_AUPRO"] if everything else run.metrics["per_defect"][name]["pixel_AUPRO"]
+        colour, line, marker = (BLACK, "-", None) if everything else next(styles)
+        label = f"{'all defects' if everything else plain(name)}\nAUPRO {'-' if area is None else f'{area:.4f}'}"
+        axes.plot(
+            fpr, overlap, color=colour, linestyle=line, linewidth=2 if everything else 1.3, marker=marker, markersize=5,
+            markevery=0.1, label="", zorder=2 + everything,
+        )  # fmt: skip
+        axes.plot([], [], color=colour, linestyle=line, marker=marker, markersize=5, label=label)
+    axes.set(
+        title="Per-region overlap", xlim=(0, FPR_LIMIT), ylim=(0, 1.01),
+        xlabel="share of normal pixels called anomalous", ylabel="mean share of a defect's region that is found",
+    )  # fmt: skip
+    _tidy(axes, grid="both")
+    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9, labelspacing=1)
+    caption = (
+        "How much of a defect is outlined, as a mean over defects so that small ones count as much as large ones, "
+        f"against the share of normal pixels that are called anomalous with it. AUPRO is the area up to {FPR_LIMIT}, "
+        "over its width. The steeper the rise at the left the better: that is where thresholds in use lie."
+    )
+    return "PRO curve of the pixels", caption, figure
+
+
+# --- Scores and counts ---
+
+
+def draw_score_histogram(run: RecordedRun) -> Drawing:
+    """Draw a histogram of each defect type, of good images and, below, of the training images left out in turn."""
+    table = run.predictions
+    counts = table["defect_type"].value_counts()
+    rows = [(f"{counts[name]} {plain(name)}", table.loc[table["defect_type"] == name, "score"]) for name in run.defects]
+    if GOOD in counts:
+        rows.append((f"{counts[GOOD]} good", table.loc[~table["label"], "score"]))
+    training = run.calibration_scores
+    if len(training):
+        rows.append((f"{len(training)} training images,\neach left out", training))
+    everything = np.concatenate([np.asarray(scores, dtype=float) for _, scores in rows])
+    low, high = float(everything.min()), float(everything.max())
+    logarithmic = is_skewed(everything)
+    edges = np.geomspace(low, high * 1.001, 41) if logarithmic else np.linspace(low, high + 1e-9 + abs(high) * 1e-6, 41)
+    figure = Figure(figsize=(8, 1.9 + 0.62 * len(rows)))
+    height = figure.get_figheight()
+    axes = figure.add_axes((0.2, 1.3 / height, 0.77, 1 - 1.6 / height))
+    styles = dict(zip(run.defects, cycle(LINES), strict=False))
+    for i, (label, scores) in enumerate(rows):
+        base = len(rows) - 1 - i
+        frequencies = np.histogram(scores, edges)[0]
+        is_training = "left out" in label and i == len(rows) - 1 and len(training) > 0
+        colour = styles[run.defects[i]][0] if i < len(run.defects) else ("0.75" if is_training else "0.45")
+        top = base + 0.85 * frequencies / max(frequencies.max(), 1)
+        axes.stairs(top, edges, baseline=base, fill=True, color=colour, alpha=0.75, zorder=2)
+        axes.stairs(top, edges, baseline=base, color="0.15", linewidth=0.6, zorder=3)
+        axes.axhline(base, color="0.4", linewidth=0.6)
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.set(yticks=[len(rows) - 1 - i + 0.3 for i in range(len(rows))], yticklabels=[label for label, _ in rows])
+    axes.set(ylim=(0, len(rows)), xlabel=f"anomaly score{' (logarithmic)' * logarithmic}")
+    _tidy(axes)
+    axes.tick_params(axis="y", length=0)
+    references = _merged(reference_thresholds(run)[0])
+    for reference, (_, line, marker) in zip(references, cycle(LINES), strict=False):
+        axes.axvline(reference.value, color=BLACK, linestyle=line, linewidth=1.1, zorder=4)
+        axes.plot(
+            reference.value, 1, marker=marker, color=BLACK, markersize=6, clip_on=False, zorder=5,
+            transform=axes.get_xaxis_transform(), linestyle=line, label=f"{reference.name}: {reference.value:.2f}",
+        )  # fmt: skip
+    if references:
+        axes.legend(
+            loc="upper center", bbox_to_anchor=(0.4, -0.62 / (height - 1.6)), ncols=3, frameon=False, fontsize=8.5,
+            handlelength=3,
+        )  # fmt: skip
+    caption = (
+        "How anomalous the test images are said to be, each type in a row of its own, every row scaled to its own "
+        "highest bar. A threshold calls what lies on it and to its right anomalous. "
+    )
+    if len(training):
+        caption += (
+            "The lowest row is what the alpha thresholds come from: training images, each scored by the model fitted "
+            "without it. It should look like the good test images above it."
+        )
+    return "Scores of the images", caption, figure
+
+
+def draw_confusion_matrix(run: RecordedRun) -> Drawing:
+    """Draw the confusion matrix at the run's own threshold, and the same for every defect type."""
+    if run.threshold is None:
+        return None
+    table = run.predictions
+    called = table["score"].to_numpy() >= run.threshold
+    labels, types = table["label"].to_numpy(bool), table["defect_type"].to_numpy()
+    kinds = [("good", ~labels), ("defective", labels)]
+    details = [("good", ~labels), *((plain(name), types == name) for name in run.defects)]
+    figure = Figure(figsize=(8, max(3.2, 1.6 + 0.5 * len(details))))
+    panels = figure.subplots(1, 2, gridspec_kw={"wspace": 0.75, "left": 0.12, "right": 0.97, "top": 0.78})
+    for axes, rows, title in zip(panels, (kinds, details), ("Confusion matrix", "by type of defect"), strict=True):
+        rows = [(name, chosen) for name, chosen in rows if chosen.any()]
+        counts = np.array([[(~called & chosen).sum(), (called & chosen).sum()] for _, chosen in rows])
+        shares = counts / counts.sum(axis=1, keepdims=True)
+        axes.imshow(shares, cmap="Greys", vmin=0, vmax=2.2, aspect="auto")
+        for (row, column), count in np.ndenumerate(counts):
+            wrong = bool(((rows[row][0] == GOOD) == (column == 1)) and count)
+            text = f"{count}\n{100 * shares[row, column]:.0f} %" + " wrong" * wrong
+            axes.text(column, row, text, ha="center", va="center", weight="bold" if wrong else "normal")
+            if wrong:
+                box = Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, fill=False, linewidth=2)
+                box.set_edgecolor(VERMILION)
+                axes.add_patch(box)
+        axes.set(xticks=[0, 1], xticklabels=["called good", "called anomalous"], yticks=range(len(rows)))
+        axes.set_yticklabels([name for name, _ in rows])
+        axes.set_title(title, fontsize=11, pad=24)
+        axes.tick_params(length=0, labeltop=True, labelbottom=False)
+        axes.spines[:].set_visible(False)
+    counts = run.counts(run.threshold)
+    caption = (
+        f"At this run's own threshold, {run.threshold:.3f} ({run.metrics['thresholds']['source']}): "
+        f"{counts['true_positive']} of {labels.sum()} defective images are found, and {counts['false_positive']} of "
+        f"{(~labels).sum()} good ones raise a false alarm. What is wrong is in bold and framed."
+    )
+    return "Confusion matrix", caption, figure
+
+
+# --- Parts of figures ---
+
+
+def _two_panels() -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(8, 4.6))
+    panels = list(
+        figure.subplots(1, 2, gridspec_kw={"left": 0.08, "right": 0.98, "bottom": 0.32, "top": 0.93, "wspace": 0.25})
+    )
+    for axes in panels:
+        _tidy(axes, grid="both")
+    return figure, panels
+
+
+def _tidy(axes: Axes, grid: str = "x") -> None:
+    axes.grid(axis=grid, color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=9)
+
+
+def _mark_thresholds(
+    figure: Figure, panels: Sequence[Axes], run: RecordedRun, place: Callable[[dict[str, int]], tuple[float, float]]
+) -> None:
+    """Mark each threshold at its place on the curve; markers grow, so that those on one spot can be told apart."""
+    references = reference_thresholds(run)[0]
+    handles = []
+    for i, (reference, (colour, _, marker)) in enumerate(zip(references, cycle(LINES), strict=False)):
+        counts = run.counts(reference.value)
+        label = (
+            f"{reference.name} ({reference.value:.2f}): {counts['true_positive']} of "
+            f"{counts['true_positive'] + counts['false_negative']} found, {counts['false_positive']} false alarm"
+            f"{'s' * (counts['false_positive'] != 1)}"
+        )
+        for axes in panels:
+            (handle,) = axes.plot(
+                *place(counts), marker=marker, markersize=5 + 2.5 * i, markerfacecolor="none", markeredgecolor=colour,
+                markeredgewidth=1.5, linestyle="none", label=label, zorder=4 + len(references) - i,
+            )  # fmt: skip
+        handles.append(handle)
+    if handles:
+        figure.legend(handles=handles, loc="lower center", ncols=2, frameon=False, fontsize=8.5)
+
+
+def _merged(references: Sequence[Reference]) -> list[Reference]:
+    """Name thresholds together that cannot be told apart in a picture."""
+    merged: list[Reference] = []
+    for reference in references:
+        if merged and np.isclose(merged[-1].value, reference.value, rtol=1e-9):
+            merged[-1] = merged[-1]._replace(name=f"{merged[-1].name}, {reference.name}")
+        else:
+            merged.append(reference)
+    return merged
+
+
+def _recall(counts: dict[str, int]) -> float:
+    return _rate(counts, "true_positive", "false_negative")
+
+
+def _rate(counts: dict[str, int], part: str, rest: str) -> float:
+    total = counts[part] + counts[rest]
+    return counts[part] / total if total else np.nan

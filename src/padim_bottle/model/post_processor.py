@@ -1,0 +1,102 @@
+"""Anomalib's post-processor with thresholds that never saw a defect."""
+
+from typing import Any
+
+import torch
+from anomalib.post_processing import PostProcessor
+
+from padim_bottle.model.calibration import Calibration, conformal_threshold, p_value
+
+
+class CalibratedPostProcessor(PostProcessor):
+    """Thresholds and normalises by the leave-one-out scores of the training images.
+
+    Differences from anomalib's class: thresholds come from ``calibrate`` and not from validation batches; the label
+    rule is ``score >= threshold``; scores are normalised by ``x / (1 + |x|)`` with ``x = (score - threshold) / scale``
+    mapped to (0, 1), which puts the threshold at 0.5 and a typical good image at 0.25 and never saturates (clamping,
+    as anomalib does between the extremes of the test set, would tie all clear defects at 1).
+
+    Args:
+        alpha: wanted false-alarm rate of the image threshold, in (0, 1).
+        pixel_quantile: the pixel threshold is this quantile of all leave-one-out pixels.
+        **kwargs: anomalib's arguments.
+    """
+
+    def __init__(self, alpha: float = 0.05, pixel_quantile: float = 0.9995, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.alpha = alpha
+        self.pixel_quantile = pixel_quantile
+        self.register_buffer("calibration_scores", torch.empty(0))
+        self.register_buffer("image_scale", torch.tensor(float("nan")))
+        self.register_buffer("pixel_scale", torch.tensor(float("nan")))
+        self.calibration_scores: torch.Tensor
+        self.image_scale: torch.Tensor
+        self.pixel_scale: torch.Tensor
+
+    @property
+    def _checkpoint_config_keys(self) -> tuple[str, ...]:
+        return (*super()._checkpoint_config_keys, "alpha", "pixel_quantile")
+
+    def calibrate(self, calibration: Calibration) -> None:
+        """Take thresholds and scales from the leave-one-out scores and pixels of the training images."""
+        device = self._image_threshold.device
+        self.calibration_scores = calibration.scores.to(device)
+        self._image_threshold = conformal_threshold(self.calibration_scores, self.alpha)
+        self._pixel_threshold = calibration.pixel_threshold.to(device)
+        self.image_scale = _scale(self._image_threshold, self.calibration_scores.median())
+        self.pixel_scale = _scale(self._pixel_threshold, calibration.pixel_median.to(device))
+        # anomalib's names for the range that was seen while fitting.
+        self.image_min, self.image_max = (
+            self.calibration_scores[0].clone(),
+            self.calibration_scores[-1].clone(),
+        )
+
+    def p_value(self, score: torch.Tensor) -> torch.Tensor:
+        """Return how often a good image scores at least this high, for raw scores of any shape."""
+        return p_value(score, self.calibration_scores.to(score.device))
+
+    def _normalize_score(self, score: torch.Tensor) -> torch.Tensor:
+        return _soft_normalize(score, self.image_threshold, self.image_scale)
+
+    def _normalize_map(self, anomaly_map: torch.Tensor) -> torch.Tensor:
+        return _soft_normalize(anomaly_map, self.pixel_threshold, self.pixel_scale)
+
+    def normalize_batch(self, batch) -> None:  # noqa: ANN001
+        """Normalise the scores and anomaly maps of a batch in place."""
+        if batch.anomaly_map is not None:
+            batch.anomaly_map = self._normalize_map(batch.anomaly_map)
+        if batch.pred_score is not None:
+            batch.pred_score = self._normalize_score(batch.pred_score)
+
+    def forward(self, predictions):  # noqa: ANN001, ANN201
+        """Post-process an ``InferenceBatch`` of raw predictions; this is the path of exported models."""
+        score, anomaly_map = predictions.pred_score, predictions.anomaly_map
+        if self.enable_normalization:
+            score, anomaly_map = self._normalize_score(score), self._normalize_map(anomaly_map)
+        label = mask = None
+        if self.enable_thresholding:
+            label = self._apply_threshold(score, self.normalized_image_threshold)
+            mask = self._apply_threshold(anomaly_map, self.normalized_pixel_threshold)
+        return type(predictions)(pred_score=score, pred_label=label, anomaly_map=anomaly_map, pred_mask=mask)
+
+    @staticmethod
+    def _apply_threshold(preds: torch.Tensor | None, threshold: torch.Tensor) -> torch.Tensor | None:
+        # anomalib's strict > misses the image that lies on the threshold.
+        return None if preds is None else preds >= threshold
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
+        scores = state_dict.get(prefix + "calibration_scores")
+        if scores is not None:
+            self.calibration_scores = torch.empty_like(scores, device=self.calibration_scores.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _scale(threshold: torch.Tensor, typical: torch.Tensor) -> torch.Tensor:
+    scale = threshold - typical
+    # Identical training images have no spread: any score above the threshold is then far above it.
+    return torch.where(scale > 1e-6, scale, torch.full_like(scale, 1e-6))
+
+
+def _soft_normalize(score: torch.Tensor, threshold: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    x = (score - threshold) / scale
+    return 0.5 + 0.5 * x / (1 + x.abs())

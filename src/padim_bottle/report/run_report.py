@@ -1,0 +1,248 @@
+"""``report.html`` of a run: one file that opens from disk and loads nothing.
+
+Names of files and folders come from outside: Jinja escapes them, in the block of data too, and the page's policy lets
+no script run but its own.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pandas as pd
+
+from padim_bottle.errors import UserError
+from padim_bottle.figures.gallery import RunFigure, draw_figures, save_figures
+from padim_bottle.figures.images import read_panels
+from padim_bottle.figures.scores import is_skewed
+from padim_bottle.files import write_whole
+from padim_bottle.report.page import (
+    COLUMNS,
+    METRICS_NOTE,
+    data_source,
+    demonstration_warnings,
+    jpeg_source,
+    metrics_table,
+    read_template,
+    render_page,
+    spell,
+)
+from padim_bottle.runs.finished import RecordedRun, Reference, read_recorded_run, reference_thresholds
+
+GALLERY_NOTE = "Every test image by its score, with its verdict at the threshold set above."
+PICTURES_NOTE = (
+    " Left to right: photograph, anomaly map (one colour scale for all images), prediction (solid yellow) with the "
+    "true defect (dashed blue)."
+)
+DEFECT_COLUMNS = {
+    "image_AUROC": "image AUROC",
+    "pixel_AUROC": "pixel AUROC",
+    "pixel_AUPRO": "AUPRO",
+    "recall": "recall",
+}
+_VECTOR_LIMIT = 300_000  # bytes; an SVG with photographs in it is larger
+_ROW = 18  # pixels
+_WIDTH, _MANY = 768, 120  # pixels of a card's picture, and how many pictures may be as wide
+_KEYS = "ABCDEFGH"
+
+
+def write_report(folder: Path) -> Path:
+    """Draw a finished run's figures and write its ``report.html``, from the files in its folder.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        UserError: there is no finished run, its files are broken, or nothing can be written.
+    """
+    run = read_recorded_run(folder)
+    # By falling scores.
+    images = run.predictions[::-1].reset_index(drop=True)
+    try:
+        with ThreadPoolExecutor(max_workers=1) as pool:  # pictures shrink while figures are drawn
+            cards = pool.submit(_cards, run, images)
+            figures = draw_figures(run)
+            save_figures(figures, folder / "figures")
+        write_whole(folder / "report.html", _page(run, images, figures, cards.result()))
+    except OSError as error:
+        raise UserError(f"Cannot write the report to {folder}: {error}.") from error
+    return folder / "report.html"
+
+
+# --- Parts of a run's report ---
+
+
+def _page(run: RecordedRun, images: pd.DataFrame, figures: Sequence[RunFigure], cards: Sequence[dict[str, Any]]) -> str:
+    metrics = run.metrics
+    data, weights = metrics["data"], metrics["weights"]
+    references, reasons = reference_thresholds(run)
+    chart = _chart(run, references)
+    seed = "unseeded" if metrics["seed"] is None else f"seed {metrics['seed']}"
+    types = images["defect_type"].value_counts().sort_index()
+    return render_page(
+        "report.html.j2",
+        script=read_template("report.js"),
+        title=f"{metrics['experiment']}, {seed}",
+        experiment=metrics["experiment"],
+        seed=seed,
+        warnings=demonstration_warnings(data["synthetic"], weights["source"] == "random"),
+        facts=[
+            {
+                "name": "data",
+                "value": f"{data['name']} '{data['category']}': {data['train_images']} training images, "
+                f"{data['test_images']} test images",
+            },
+            {"name": "backbone", "value": f"{weights['name']}, {_origin(weights['source'])}"},
+            {"name": "threshold", "value": metrics["thresholds"]["source"]},
+        ],
+        metrics=_metrics_table(run, seed),
+        metrics_note=METRICS_NOTE,
+        defects=_defects_table(metrics["per_defect"]),
+        figures=[
+            {
+                "name": figure.name,
+                "title": figure.title,
+                "caption": figure.caption,
+                "source": _figure_source(run.folder / "figures" / figure.name),
+            }
+            for figure in figures
+        ],
+        chart=chart,
+        references=[
+            {**reference._asdict(), "key": key, "spelled": f"{reference.value:.3f}"}
+            for key, reference in zip(_KEYS, references, strict=False)
+        ],
+        reasons=reasons,
+        gallery_note=GALLERY_NOTE + PICTURES_NOTE * any(card["source"] for card in cards),
+        types=[
+            {"name": "all", "count": len(images)},
+            *({"name": name, "count": count} for name, count in types.items()),
+        ],
+        has_pictures=any(card["source"] for card in cards),
+        cards=cards,
+        data={
+            "start": _first_threshold(run, references),
+            "logarithmic": chart["logarithmic"],
+            "types": list(types.index),
+            "images": [
+                {"score": row.score, "label": row.label, "type": row.defect_type} for row in images.itertuples()
+            ],
+        },
+        footer=_footer(metrics),
+    )
+
+
+def _metrics_table(run: RecordedRun, seed: str) -> dict[str, Any]:
+    metrics = run.metrics
+    rows = [
+        {
+            "name": f"{metrics['experiment']}, {seed}",
+            "own": True,
+            "cells": [spell(metrics[name]) for name in COLUMNS],
+        }
+    ]
+    comparable = run.is_real() and metrics["data"]["category"] == "bottle"
+    return metrics_table(rows, comparable)
+
+
+def _defects_table(per_defect: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "label": "Metrics by type of defect",
+        "header": ["", "images", *DEFECT_COLUMNS.values()],
+        "names": list(per_defect),
+        "rows": [
+            {"name": name, "cells": [figures["images"], *(spell(figures[key]) for key in DEFECT_COLUMNS)]}
+            for name, figures in per_defect.items()
+        ],
+    }
+
+
+def _first_threshold(run: RecordedRun, references: Sequence[Reference]) -> float:
+    if run.threshold is not None:
+        return run.threshold
+    return references[0].value if references else float(run.predictions["score"].median())
+
+
+def _chart(run: RecordedRun, references: Sequence[Reference]) -> dict[str, Any]:
+    """Place scores and thresholds on the slider: in its own units, and in per cent of its width."""
+    table = run.predictions
+    values = [*table["score"], *(reference.value for reference in references)]
+    logarithmic = is_skewed(values)
+    to_place = math.log if logarithmic else float
+    low, high = to_place(min(values)), to_place(max(values))
+    margin = 0.02 * (high - low) or 1.0
+    low, high = low - margin, high + margin
+
+    def percent(value: float) -> float:
+        return round(100 * (to_place(value) - low) / (high - low), 3)
+
+    top = 12 * len(references) + _ROW // 2
+    return {
+        "logarithmic": logarithmic,
+        "low": low,
+        "high": high,
+        "height": top + 2 * _ROW,
+        "good": int((~table["label"]).sum()),
+        "defective": int(table["label"].sum()),
+        "marks": [
+            {"x": percent(reference.value), "y": 12 * i, "key": key}
+            for i, (key, reference) in enumerate(zip(_KEYS, references, strict=False))
+        ],
+        "dots": [
+            {
+                "x": percent(row.score),
+                "y": top + _ROW // 2 + (0 if row.label else _ROW),
+                "kind": "defective" if row.label else "good",
+            }
+            for row in table.itertuples()
+        ],
+    }
+
+
+def _cards(run: RecordedRun, images: pd.DataFrame) -> list[dict[str, Any]]:
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        # Many pictures are made smaller, so that the page stays within a few megabytes.
+        width = round(_WIDTH * min(1.0, math.sqrt(_MANY / len(images))))
+        thumbnails = list(pool.map(lambda picture: _thumbnail(run, picture, width), images["picture"]))
+    return [
+        {
+            "title": f"{row.defect_type}/{row.image}",
+            "score": f"{row.score:.3f}",
+            "p_value": f"{row.p_value:.3f}" if row.p_value == row.p_value else None,
+            **thumbnail,
+        }
+        for row, thumbnail in zip(images.itertuples(), thumbnails, strict=True)
+    ]
+
+
+def _thumbnail(run: RecordedRun, picture: Path | None, width: int) -> dict[str, Any]:
+    if picture is None or "map_shape" not in run.arrays:
+        return {"source": None}
+    photograph, _, heatmap, decision = read_panels(run, picture)
+    strip = cv2.hconcat([photograph, heatmap, decision])
+    if strip.shape[1] > width:
+        height = round(strip.shape[0] * width / strip.shape[1])
+        strip = cv2.resize(strip, (width, height), interpolation=cv2.INTER_AREA)
+    return {"source": jpeg_source(strip), "width": strip.shape[1], "height": strip.shape[0]}
+
+
+def _figure_source(stem: Path) -> str:
+    """Return a figure for a page: as it is drawn, or as a photograph where it is made of photographs."""
+    vector = stem.with_suffix(".svg").read_bytes()
+    if len(vector) <= _VECTOR_LIMIT:
+        return data_source("image/svg+xml", vector)
+    return jpeg_source(cv2.imread(str(stem.with_suffix(".png"))))
+
+
+def _origin(source: str) -> str:
+    return "random weights" if source == "random" else f"trained weights (from: {source})"
+
+
+def _footer(metrics: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in metrics["versions"].items() if version)
+    digests = (("data", metrics["data"]["fingerprint"]), ("configuration", metrics.get("config_sha256")))
+    parts = [versions, *(f"SHA-256 of the {name}: {digest[:12]}…" for name, digest in digests if digest)]
+    return ". ".join([*parts, "More in metrics.json."])

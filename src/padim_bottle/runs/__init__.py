@@ -1,0 +1,1 @@
+"""One finished run on disk, and many of them as a table."""

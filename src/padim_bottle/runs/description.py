@@ -1,0 +1,99 @@
+"""What the record of a run says about its model: seed, data, weights, thresholds, calibration."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning import LightningModule
+
+from padim_bottle.data.layout import fingerprint
+from padim_bottle.evaluation.metrics import Thresholds
+from padim_bottle.model.backbone import LOCAL_PREFIX, Weights, locate_weights
+
+
+def run_seed(pl_module: LightningModule) -> int | None:
+    """Return the seed that decided a run's channels: the model's, else that of ``seed_everything``, else ``None``.
+
+    Anomalib's own Padim draws from the global generator, which its CLI never seeds.
+    """
+    seed = getattr(pl_module, "seed", None)
+    if seed is None and "PL_GLOBAL_SEED" in os.environ:
+        seed = int(os.environ["PL_GLOBAL_SEED"])
+    return seed
+
+
+def run_thresholds(pl_module: LightningModule) -> Thresholds:
+    """Return the raw-score thresholds of a model's post-processor and where they come from."""
+    post_processor = pl_module.post_processor
+    if post_processor is None or not post_processor.enable_thresholding:
+        return Thresholds(None, None, "none")
+    alpha = getattr(post_processor, "alpha", None)
+    source = (
+        "anomalib: maximises F1 on the test labels"
+        if alpha is None
+        else f"leave-one-out scores of the training images, alpha = {alpha:g}"
+    )
+    values = [post_processor.image_threshold.item(), post_processor.pixel_threshold.item()]
+    image, pixel = (value if np.isfinite(value) else None for value in values)
+    return Thresholds(image, pixel, source)
+
+
+def describe_data(datamodule: Any) -> dict[str, Any]:
+    """Return what names the data of a run: kind, category, numbers of images, digest of the content."""
+    digest = getattr(datamodule, "fingerprint", None)
+    if digest is None and hasattr(datamodule, "root"):
+        digest = fingerprint(datamodule.root, datamodule.category)
+    return {
+        "name": getattr(datamodule, "title", "MVTec AD"),
+        "category": datamodule.category,
+        "synthetic": getattr(datamodule, "synthetic", False),
+        "train_images": len(datamodule.train_data),
+        "test_images": len(datamodule.test_data),
+        "fingerprint": digest,
+    }
+
+
+def describe_model(pl_module: LightningModule) -> dict[str, Any]:
+    """Return the model's class and its arguments, as far as JSON can hold them."""
+    arguments = {name: value for name, value in pl_module.hparams.items() if _is_plain(value)}
+    backbone = arguments.get("backbone")
+    if isinstance(backbone, str) and backbone.startswith(LOCAL_PREFIX):
+        # Where the weights lie on this machine is no property of the model; their hash is recorded.
+        arguments["backbone"] = Path(backbone.removeprefix(LOCAL_PREFIX)).name
+    return {"class": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}", **arguments}
+
+
+def describe_weights(pl_module: LightningModule) -> dict[str, Any]:
+    """Return the record of the backbone's weights; those of anomalib's Padim are found as it found them."""
+    weights = getattr(pl_module, "weights", None)
+    if weights is None:
+        name = pl_module.hparams.get("backbone", "")
+        if not pl_module.hparams.get("pre_trained", True):
+            weights = Weights(name, "random", None)
+        else:
+            weights = locate_weights(name)[1] if name.startswith(LOCAL_PREFIX) else Weights(name, "timm", None)
+    return weights.as_dict()
+
+
+def describe_calibration(pl_module: LightningModule) -> dict[str, Any] | None:
+    """Return how the thresholds were calibrated, or ``None`` for thresholds tuned on the test set."""
+    post_processor = pl_module.post_processor
+    scores = getattr(post_processor, "calibration_scores", None)
+    if scores is None or not len(scores):
+        return None
+    return {
+        "method": "leave-one-out over the training images",
+        "alpha": post_processor.alpha,
+        "pixel_quantile": post_processor.pixel_quantile,
+        "position_calibration": pl_module.model.position_calibration,
+        "training_images": len(scores),
+        "false_alarm_rate_of_training_images": float((scores >= post_processor.image_threshold).float().mean()),
+        "scores": [float(score) for score in scores],
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)

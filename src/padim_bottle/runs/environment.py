@@ -1,0 +1,84 @@
+"""What a run ran on: versions, commit, device, memory."""
+
+import hashlib
+import platform
+import subprocess
+import sys
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("padim-bottle", "anomalib", "lightning", "torch", "torchvision", "timm", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide the numbers."""
+    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+
+
+def git_commit() -> str | None:
+    """Return the commit of this checkout, with ``-dirty`` where tracked files differ, or ``None`` outside one."""
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+@lru_cache
+def code_digest() -> str:
+    """Return a SHA-256 of this package's Python files as this process first found them, with or without git."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        # Line endings differ between checkouts of the same code.
+        content = path.read_bytes().replace(b"\r\n", b"\n")
+        digest.update(f"{path.relative_to(package).as_posix()} {hashlib.sha256(content).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def describe_device(device: torch.device) -> dict[str, Any]:
+    """Return the device's name and the number of threads."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{device.type} ({platform.machine()}, {platform.system()})"
+    return {"type": device.type, "name": name, "threads": torch.get_num_threads()}
+
+
+_runs_measured: set[str] = set()
+
+
+def peak_memory(device: torch.device, run: str) -> dict[str, int | None]:
+    """Return the largest resident memory of this process and of its largest child, and of the GPU, in bytes.
+
+    The system keeps one peak for the life of a process: after its first run it is no longer any run's own, and unknown.
+
+    Args:
+        device: where the run computed.
+        run: the run's folder.
+    """
+    memory: dict[str, int | None] = {"process": None, "largest_worker": None, "gpu": None}
+    _runs_measured.add(run)
+    if sys.platform != "win32" and len(_runs_measured) == 1:
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        memory["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        memory["largest_worker"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+    if device.type == "cuda":
+        memory["gpu"] = torch.cuda.max_memory_allocated(device)
+    return memory

@@ -1,0 +1,236 @@
+"""A finished run as its files hold it: what its figures and its report are made from.
+
+Metrics and predictions are in files that people read; what else the figures need, and is too much for those, is in
+``figures/data.npz``: curves over all pixels thinned to a few hundred points, and the maps of the calibration.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from padim_bottle.errors import UserError
+from padim_bottle.evaluation.curves import FPR_LIMIT, Curve, region_weights, trace_curve
+from padim_bottle.evaluation.metrics import GOOD, Predictions, confusion_matrix
+from padim_bottle.model.calibration import conformal_threshold
+from padim_bottle.runs.folder import picture_path
+
+ALPHAS = (0.01, 0.05, 0.10)
+"""False-alarm rates whose thresholds figures and report show."""
+
+DATA_FILE = Path("figures", "data.npz")
+ALL_DEFECTS = ""
+"""Stands for all defect types together among the names of the curves; no folder can have this name."""
+
+_POINTS = 300
+
+
+class Reference(NamedTuple):
+    """A threshold worth knowing: an image is called anomalous when its score is ``value`` or more."""
+
+    name: str
+    value: float
+    note: str
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedRun:
+    """A run, read from its folder.
+
+    Attributes:
+        folder: the run's folder.
+        metrics: what ``metrics.json`` holds.
+        predictions: one row a test image, by ascending score: image (its name), defect_type, label, score, p_value,
+            picture (path relative to the folder, or ``None``).
+        arrays: what ``figures/data.npz`` holds; empty without it.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+    predictions: pd.DataFrame
+    arrays: dict[str, np.ndarray]
+
+    @property
+    def threshold(self) -> float | None:
+        """The run's own image threshold."""
+        return self.metrics["thresholds"]["image"]
+
+    @property
+    def defects(self) -> list[str]:
+        """The defect types of the test images."""
+        return sorted(set(self.predictions["defect_type"]) - {GOOD})
+
+    @property
+    def calibration_scores(self) -> np.ndarray:
+        """Leave-one-out scores of the training images, float32, sorted; (0,) for a run that is not calibrated."""
+        return np.float32((self.metrics["calibration"] or {}).get("scores", []))
+
+    def is_real(self) -> bool:
+        """Tell whether the images are real and the weights were trained: else the figures say nothing."""
+        return not self.metrics["data"]["synthetic"] and self.metrics["weights"]["source"] != "random"
+
+    def curve(self) -> Curve | None:
+        """Return the curve of the images; ``None`` without defective or without good ones."""
+        scores, labels = self.predictions["score"].to_numpy(), self.predictions["label"].to_numpy(bool)
+        return trace_curve([np.sort(scores[~labels])], scores[labels])
+
+    def counts(self, threshold: float) -> dict[str, int]:
+        """Return the confusion matrix at a threshold, by the rule ``score >= threshold``."""
+        labels = self.predictions["label"].to_numpy(bool)
+        return confusion_matrix(self.predictions["score"].to_numpy() >= threshold, labels)
+
+
+def save_data(
+    path: Path,
+    predictions: Predictions,
+    pixel_threshold: float | None,
+    map_mean: np.ndarray,
+    map_std: np.ndarray,
+) -> None:
+    """Write ``figures/data.npz``.
+
+    Args:
+        path: where to.
+        predictions: with maps and masks.
+        pixel_threshold: raw score from which a pixel is called anomalous.
+        map_mean: (H, W) mean of the training images' leave-one-out maps; (0,) if there are none.
+        map_std: (H, W) their standard deviation; (0,) if there are none.
+    """
+    maps, masks = predictions.anomaly_maps, predictions.masks
+    arrays = {
+        "map_shape": np.array(maps.shape[1:]),
+        "map_mean": np.float32(map_mean),
+        "map_std": np.float32(map_std),
+    }
+    names = []
+    for name, fpr, overlap in _pro_curves(predictions):
+        arrays[f"pro_{len(names)}"] = np.float32([fpr, overlap])
+        names.append(name)
+    arrays["pro_names"] = np.array(names, dtype=np.str_)
+    if pixel_threshold is not None:
+        called = maps >= pixel_threshold
+        defective, normal = masks.sum(axis=(1, 2)), (~masks).sum(axis=(1, 2))
+        with np.errstate(invalid="ignore"):
+            arrays["covered"] = np.float32((called & masks).sum(axis=(1, 2)) / defective)
+            arrays["spilled"] = np.float32((called & ~masks).sum(axis=(1, 2)) / normal)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, **arrays)
+
+
+def read_recorded_run(folder: Path) -> RecordedRun:
+    """Read a finished run.
+
+    Raises:
+        UserError: there is none in this folder, or its files are broken.
+    """
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        table = pd.read_csv(
+            folder / "predictions.csv",
+            dtype={"image_path": str, "defect_type": str},
+            # A defect may be called 'NA'. Only round_trip gives back every digit.
+            keep_default_na=False,
+            na_values={"p_value": [""], "threshold": [""], "predicted_label": [""], "predicted_area": [""]},
+            float_precision="round_trip",
+        )
+        arrays = {}
+        if (folder / DATA_FILE).is_file():
+            with np.load(folder / DATA_FILE, allow_pickle=False) as data:
+                arrays = dict(data)
+        names = [Path(path).name for path in table["image_path"]]
+        taken: set[Path] = set()
+        pictures = [
+            picture_path(Path(defect, name), taken) for defect, name in zip(table["defect_type"], names, strict=True)
+        ]
+        predictions = pd.DataFrame(
+            {
+                "image": names,
+                "defect_type": table["defect_type"],
+                "label": table["label"].astype(bool),
+                "score": table["score"].astype(float),
+                "p_value": table.get("p_value", np.nan),
+                "covered": arrays.get("covered", np.nan),
+                "spilled": arrays.get("spilled", np.nan),
+                "picture": [picture if (folder / picture).is_file() else None for picture in pictures],
+            }
+        )
+        metrics["thresholds"]["image"], metrics["calibration"], metrics["data"]["synthetic"]
+    except FileNotFoundError as error:
+        raise UserError(f"There is no finished run in {folder}: {Path(error.filename).name} is missing.") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: the run's files are broken: {type(error).__name__}: {error}.") from error
+    predictions = predictions.sort_values(["score", "defect_type", "image"], ignore_index=True)
+    return RecordedRun(folder, metrics, predictions, arrays)
+
+
+def spell_alpha(alpha: float) -> str:
+    """Return a false-alarm rate as it is named everywhere: ``alpha = 5 %``."""
+    return f"alpha = {100 * alpha:g} %"
+
+
+def reference_thresholds(run: RecordedRun) -> tuple[list[Reference], list[str]]:
+    """Return the thresholds to show beside the images, in a fixed order, and why others cannot be shown.
+
+    The conformal ones are those that the model itself would have had at that alpha.
+    """
+    found, reasons = [], []
+    own = run.threshold
+    scores = torch.from_numpy(np.ascontiguousarray(run.calibration_scores))
+    for alpha in ALPHAS if len(scores) else ():
+        needed = round(1 / alpha) - 1
+        if len(scores) < needed:
+            reasons.append(
+                f"{spell_alpha(alpha)} is not shown: it needs at least {needed} training images, and there are "
+                f"{len(scores)}."
+            )
+            continue
+        # This threshold is one to look at, not the run's: no warning.
+        value = conformal_threshold(scores, alpha, warn=False).item()
+        above = int((scores >= value).sum())
+        note = f"{above} of {len(scores)} training images, each left out in turn, score above it"
+        if above < 5:
+            note += ": few, so it is rough"
+        if value == own:
+            note = f"this run's own; {note}"
+        found.append(Reference(spell_alpha(alpha), value, note))
+    best = run.metrics["thresholds"]["image_F1Max"]
+    if own is not None and own not in {best, *(reference.value for reference in found)}:
+        found.append(Reference("this run's own", own, run.metrics["thresholds"]["source"]))
+    if best is not None:
+        mark = "this run's own; " if own == best else ""
+        found.append(Reference("F1Max", best, f"{mark}the best F1 that any threshold reaches: it has seen the defects"))
+        # The same number by another rule: score > threshold.
+        above = float(np.nextafter(best, np.inf))
+        found.append(
+            Reference("anomalib's", above, "F1Max's, but only scores above it count: it has seen the defects too")
+        )
+    if not len(scores):
+        reasons.append("This run was not calibrated: it has no threshold that has not seen the defects.")
+    return found, reasons
+
+
+def _pro_curves(predictions: Predictions) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yield the per-region overlap of all defects and of each type: name, false positive rates, overlaps."""
+    types = np.array(predictions.defect_types)
+    defects = sorted(set(predictions.defect_types) - {GOOD})
+    for name in (ALL_DEFECTS, *defects):
+        chosen = np.isin(types, [GOOD, name]) if name != ALL_DEFECTS else np.ones(len(types), dtype=bool)
+        maps, masks = predictions.anomaly_maps[chosen], predictions.masks[chosen]
+        curve = trace_curve([np.sort(maps[~masks])], maps[masks], region_weights(masks))
+        if curve is not None:
+            yield name, *_thin(curve)
+
+
+def _thin(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    """Keep a few hundred points of a curve's hundred thousands: even steps in both directions."""
+    fpr = np.append(0.0, curve.false_positives[::-1] / curve.negatives)
+    overlap = np.append(0.0, curve.overlap[::-1])
+    steps = np.linspace(0, 1, _POINTS)
+    kept = np.concatenate([np.searchsorted(overlap, steps), np.searchsorted(fpr, FPR_LIMIT * steps), [0, len(fpr) - 1]])
+    kept = np.unique(kept.clip(0, len(fpr) - 1))
+    return fpr[kept], overlap[kept]

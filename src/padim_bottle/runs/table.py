@@ -1,0 +1,442 @@
+"""Finished runs as a table, and the statistics over their seeds and over their test images."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy  # its submodules are loaded when they are first used
+
+from padim_bottle.errors import UserError
+from padim_bottle.evaluation.curves import trace_curve
+
+METRICS = (
+    "image_AUROC",
+    "image_AUPR",
+    "image_F1Score",
+    "image_precision",
+    "image_recall",
+    "image_false_alarm_rate",
+    "image_F1Max",
+    "image_F1Score_anomalib",
+    "pixel_AUROC",
+    "pixel_AUPR",
+    "pixel_AUPRO",
+    "pixel_F1Score",
+    "pixel_F1Max",
+)
+DEFECT_METRICS = ("image_AUROC", "pixel_AUROC", "pixel_AUPRO", "recall")
+RESOURCES = (
+    "seconds_total",
+    "seconds_train",
+    "seconds_test",
+    "peak_memory_bytes",
+    "peak_worker_memory_bytes",
+    "peak_gpu_memory_bytes",
+    "checkpoint_bytes",
+)
+KEY_METRICS = ("image_AUROC", "pixel_AUROC", "pixel_AUPRO", "image_F1Score")
+COUNTS = ("true_negative", "false_positive", "false_negative", "true_positive")
+
+# Runs of one experiment must agree in these to be averaged.
+IDENTITY = (
+    "data",
+    "category",
+    "data_fingerprint",
+    "synthetic",
+    "weights",
+    "random_weights",
+    "weights_sha256",
+    "settings",
+)
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+TOLERANCE = 1e-6
+SAME = 1e-12  # differences below this are rounding
+
+
+class FinishedRuns(NamedTuple):
+    """Runs as a table, one row a run; what is wrong with runs that were left out; what was passed over."""
+
+    table: pd.DataFrame
+    problems: list[str]
+    notes: list[str]
+
+
+def read_runs(folders: Sequence[str | Path]) -> FinishedRuns:
+    """Read every finished run of some experiments and check that it is what its experiment wrote.
+
+    A run is left out, and named among the problems, where its files contradict each other or where data, weights or
+    settings differ from those of most runs of its experiment.
+
+    Args:
+        folders: experiments' folders, ``<results>/<experiment>``.
+
+    Raises:
+        UserError: a folder that is not there or that holds no finished run.
+    """
+    rows, problems, notes = [], [], []
+    for experiment, folder in _experiments(folders).items():
+        finished, passed_over = _find_runs(folder)
+        notes += passed_over
+        if not finished:
+            raise UserError(
+                f"There is no finished run in {folder}: it should hold seed_<n>/metrics.json and predictions.csv, "
+                "as scripts/train.py writes them."
+            )
+        read = [_read_or_report(run, problems) for run in finished]
+        rows += _alike([{"experiment": experiment, **row} for row in read if row is not None], problems)
+    if not rows:
+        raise UserError(f"There is no usable run. {'; '.join(problems)}.")
+    table = pd.DataFrame(rows)
+    measured = (*METRICS, *defect_metrics(table), *RESOURCES)
+    table = table.astype(dict.fromkeys(measured, float))
+    integers = (*COUNTS, "features_from_seed", *(name for name in RESOURCES if name.endswith("_bytes")))
+    table = table.astype(dict.fromkeys(integers, "Int64"))
+    return FinishedRuns(table, problems, notes)
+
+
+def summarise(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean over seeds of every metric, time and size of every experiment, one row each.
+
+    Columns: experiment, metric, seeds (that have a value), mean, std, low and high (Student's t interval of the mean,
+    not defined for one seed), min, max.
+    """
+    rows = []
+    for experiment, table in runs.groupby("experiment", sort=False):
+        for metric in (*METRICS, *defect_metrics(runs), *RESOURCES):
+            values = table[metric].dropna().to_numpy(float)
+            if len(values):
+                rows.append(
+                    {
+                        "experiment": experiment,
+                        "metric": metric,
+                        "seeds": len(values),
+                        **t_interval(values),
+                        "min": values.min(),
+                        "max": values.max(),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def paired_differences(runs: pd.DataFrame, metrics: Sequence[str] = KEY_METRICS) -> pd.DataFrame:
+    """Compare each pair of experiments seed by seed.
+
+    Columns: first, second, metric, seeds (that both have), difference (mean of first - second), low and high (paired
+    t interval), p_value (Wilcoxon's signed-rank test, two-sided; seeds without a difference are dropped), finding:
+    'higher', 'lower', 'cannot tell', or why nothing was computed.
+    """
+    tables = dict(list(runs.groupby("experiment", sort=False)))
+    rows = []
+    for (first, one), (second, other) in combinations(tables.items(), 2):
+        # A missing digest is no digest in common.
+        same_data = one["data_fingerprint"].iloc[0] == other["data_fingerprint"].iloc[0]
+        joined = one.set_index("seed").join(other.set_index("seed"), how="inner", lsuffix="", rsuffix="_other")
+        for metric in metrics:
+            differences = (joined[metric] - joined[f"{metric}_other"]).dropna().to_numpy(float)
+            row = {"first": first, "second": second, "metric": metric, "seeds": len(differences)}
+            if not same_data:
+                row["finding"] = "different data"
+            elif len(differences) < 2:
+                row["finding"] = "fewer than 2 common seeds"
+            else:
+                row |= _compare(differences)
+            rows.append(row)
+    columns = ("first", "second", "metric", "seeds", "difference", "low", "high", "p_value", "finding")
+    return pd.DataFrame(rows, columns=columns)
+
+
+def false_alarms(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return false alarms and missed defects summed over seeds, with the exact interval of the false-alarm rate.
+
+    Columns: experiment, alpha, seeds, false_alarms, good_images, rate, low, high (Clopper-Pearson, as if images of
+    different seeds were different images), missed, defective_images. Experiments without a threshold have no row.
+    """
+    rows = []
+    for experiment, table in runs.dropna(subset=list(COUNTS)).groupby("experiment", sort=False):
+        tn, fp, fn, tp = (int(table[name].sum()) for name in COUNTS)
+        low, high = _clopper_pearson(fp, tn + fp)
+        rows.append(
+            {
+                "experiment": experiment,
+                "alpha": table["alpha"].iloc[0],
+                "seeds": len(table),
+                "false_alarms": fp,
+                "good_images": tn + fp,
+                "rate": fp / (tn + fp) if tn + fp else np.nan,
+                "low": low,
+                "high": high,
+                "missed": fn,
+                "defective_images": fn + tp,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def image_bootstrap(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return how image AUROC and F1 move with other test images: of the lowest seed, and of the mean over seeds.
+
+    Good and defective images are resampled separately, the same ones for all seeds of an experiment. The threshold
+    stays the run's own.
+
+    Columns: experiment, figure ('seed 0', 'mean of 10 seeds'), metric, value, low, high (percentiles).
+    """
+    rows = []
+    for experiment, table in runs.groupby("experiment", sort=False):
+        table = table.sort_values("seed")
+        predictions = [_read_predictions(Path(folder)) for folder in table["folder"]]
+        figures = [(f"seed {table['seed'].iloc[0]}", predictions[:1])]
+        if len(predictions) > 1 and all(other.index.equals(predictions[0].index) for other in predictions):
+            figures.append((f"mean of {len(predictions)} seeds", predictions))
+        for figure, chosen in figures:
+            for metric, (value, low, high) in bootstrap_images(chosen).items():
+                rows.append(
+                    {
+                        "experiment": experiment,
+                        "figure": figure,
+                        "metric": metric,
+                        "value": value,
+                        "low": low,
+                        "high": high,
+                    }
+                )
+    return pd.DataFrame(rows, columns=["experiment", "figure", "metric", "value", "low", "high"])
+
+
+def bootstrap_images(
+    predictions: Sequence[pd.DataFrame], resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, tuple[float, float, float]]:
+    """Resample test images, stratified by label: percentile intervals of image AUROC and F1, averaged over runs.
+
+    Args:
+        predictions: one table a run, all of the same images in the same order, with label, score, predicted_label.
+        resamples: how often.
+        seed: decides the resamples.
+
+    Returns:
+        For each metric that is defined: the value, and the lower and upper limit.
+    """
+    labels = predictions[0]["label"].to_numpy(bool)
+    good, defective = int((~labels).sum()), int(labels.sum())
+    if not good or not defective:
+        return {}
+    rng = np.random.default_rng(seed)
+    # How often each image was drawn says all that is needed about a resample. Row 0 is the sample itself.
+    drawn_good = np.vstack([np.ones(good), rng.multinomial(good, np.full(good, 1 / good), resamples)])
+    drawn_defective = np.vstack(
+        [np.ones(defective), rng.multinomial(defective, np.full(defective, 1 / defective), resamples)]
+    )
+    # (good, defective): in what share of the runs the defective image outranks the good one, ties half.
+    outranked = np.zeros((good, defective))
+    for table in predictions:
+        scores = table["score"].to_numpy(float)
+        outranked += (np.sign(scores[labels] - scores[~labels][:, None]) + 1) / 2 / len(predictions)
+    values = {"image_AUROC": ((drawn_good @ outranked) * drawn_defective).sum(axis=1) / (good * defective)}
+    if all(table["predicted_label"].notna().all() for table in predictions):
+        predicted = np.stack([table["predicted_label"].to_numpy(bool) for table in predictions])
+        alarms, hits = drawn_good @ predicted[:, ~labels].T, drawn_defective @ predicted[:, labels].T
+        values["image_F1Score"] = (2 * hits / (hits + alarms + defective)).mean(axis=1)
+    tail = 100 * (1 - CONFIDENCE) / 2
+    return {
+        metric: (float(value[0]), *map(float, np.percentile(value[1:], [tail, 100 - tail])))
+        for metric, value in values.items()
+    }
+
+
+def t_interval(values: np.ndarray) -> dict[str, float]:
+    """Return mean, standard deviation (n - 1) and Student's t interval of the mean; NaN where undefined."""
+    mean, n = float(np.mean(values)), len(values)
+    if n < 2:
+        return {"mean": mean, "std": np.nan, "low": np.nan, "high": np.nan}
+    std = float(np.std(values, ddof=1))
+    half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / np.sqrt(n)
+    return {"mean": mean, "std": std, "low": mean - half, "high": mean + half}
+
+
+def defect_metrics(runs: pd.DataFrame) -> list[str]:
+    """Return the columns of ``runs`` that hold a metric of one defect type."""
+    endings = tuple(f"_{metric}" for metric in DEFECT_METRICS)
+    return [name for name in runs if name.endswith(endings) and name not in METRICS]
+
+
+def _compare(differences: np.ndarray) -> dict[str, Any]:
+    interval = t_interval(differences)
+    row = {"difference": interval["mean"], "low": interval["low"], "high": interval["high"], "p_value": np.nan}
+    # Rounding must neither break ties nor make a difference out of none.
+    rounded = np.round(differences, 12)
+    if rounded.any():
+        row["p_value"] = float(scipy.stats.wilcoxon(rounded).pvalue)
+    if np.ptp(differences) < SAME:
+        row["finding"] = "the same difference for every seed" if rounded.any() else "equal for every seed"
+    elif interval["low"] > 0:
+        row["finding"] = "higher"
+    elif interval["high"] < 0:
+        row["finding"] = "lower"
+    else:
+        row["finding"] = "cannot tell"
+    return row
+
+
+def _clopper_pearson(count: int, total: int) -> tuple[float, float]:
+    if not total:
+        return np.nan, np.nan
+    interval = scipy.stats.binomtest(count, total).proportion_ci(CONFIDENCE, method="exact")
+    return float(interval.low), float(interval.high)
+
+
+# --- Reading ---
+
+
+def _experiments(folders: Sequence[str | Path]) -> dict[str, Path]:
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise UserError(f"There is no folder {folder}.")
+    paths = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
+    # As much of each path as tells them all apart.
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return {"/".join(path.parts[-depth:]): path for path in paths}
+
+
+def _find_runs(folder: Path) -> tuple[list[Path], list[str]]:
+    finished, notes = [], []
+    for run in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        if not re.fullmatch(r"seed_\d+", run.name):
+            notes.append(f"{_title(run)} is passed over: it is not named seed_<n>")
+        elif not all((run / name).is_file() for name in ("metrics.json", "predictions.csv")):
+            notes.append(f"{_title(run)} is passed over: it is not finished")
+        else:
+            finished.append(run)
+    return sorted(finished, key=lambda run: int(run.name.removeprefix("seed_"))), notes
+
+
+def _read_or_report(folder: Path, problems: list[str]) -> dict[str, Any] | None:
+    try:
+        return _read_run(folder)
+    except KeyError as error:
+        problems.append(f"{_title(folder)}: metrics.json or predictions.csv lacks {error}")
+    except (TypeError, AttributeError) as error:
+        problems.append(f"{_title(folder)}: metrics.json or predictions.csv has another layout ({error})")
+    except (OSError, ValueError) as error:
+        problems.append(f"{_title(folder)}: {' '.join(str(error).split())}")
+    return None
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"metrics.json is no JSON: {error}") from error
+    if folder.name != f"seed_{metrics['seed']}":
+        raise ValueError(f"metrics.json is of seed {metrics['seed']}")
+    data, weights, thresholds, counts = (
+        metrics[name] for name in ("data", "weights", "thresholds", "confusion_matrix")
+    )
+    _check_predictions(folder, metrics)
+    settings = {name: value for name, value in metrics["model"].items() if name != "seed"}
+    row = {
+        "folder": str(folder),
+        "seed": metrics["seed"],
+        "data": data["name"],
+        "category": data["category"],
+        "data_fingerprint": _short(data["fingerprint"]),
+        "synthetic": bool(data["synthetic"]),
+        "train_images": data["train_images"],
+        "test_images": data["test_images"],
+        "weights": weights["name"],
+        "random_weights": weights["source"] == "random",
+        "weights_sha256": _short(weights["sha256"]),
+        "settings": _short(hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()),
+        **{name: _number(metrics[name], name) for name in METRICS},
+        **{name: None if counts is None else counts[name] for name in COUNTS},
+        "image_threshold": _number(thresholds["image"], "the image threshold"),
+        "pixel_threshold": _number(thresholds["pixel"], "the pixel threshold"),
+        "threshold_source": str(thresholds["source"]),
+        "alpha": _number((metrics["calibration"] or {}).get("alpha"), "alpha"),
+        **{f"seconds_{phase}": metrics["seconds"].get(phase) for phase in ("total", "train", "test")},
+        "peak_memory_bytes": metrics["peak_memory_bytes"]["process"],
+        "peak_worker_memory_bytes": metrics["peak_memory_bytes"]["largest_worker"],
+        "peak_gpu_memory_bytes": metrics["peak_memory_bytes"]["gpu"],
+        "checkpoint_bytes": metrics["checkpoint_bytes"],
+        "device": f"{metrics['device']['name']}, {metrics['device']['threads']} threads",
+        "features_from_seed": metrics.get("features_from_seed"),
+        "git_commit": metrics["git_commit"],
+    }
+    for name in RESOURCES:
+        _number(row[name], name)
+    for defect, figures in metrics["per_defect"].items():
+        for metric in DEFECT_METRICS:
+            name = f"{defect}_{metric}"
+            # A defect type could be called 'image'.
+            row[f"defect_{name}" if name in row else name] = _number(figures[metric], name)
+    return row
+
+
+def _check_predictions(folder: Path, metrics: dict[str, Any]) -> None:
+    """Raise ValueError where predictions.csv and metrics.json are not of one and the same run."""
+    predictions = _read_predictions(folder)
+    labels, scores = predictions["label"].to_numpy(bool), predictions["score"].to_numpy(float)
+    curve = trace_curve([np.sort(scores[~labels])], scores[labels])
+    recomputed = {"image_AUROC": curve and curve.auroc}
+    recorded_counts = metrics["confusion_matrix"]
+    if recorded_counts is not None:
+        predicted = predictions["predicted_label"].to_numpy(bool)
+        counts = [int(((predicted == p) & (labels == t)).sum()) for t in (False, True) for p in (False, True)]
+        if counts != [recorded_counts[name] for name in COUNTS]:
+            raise ValueError(f"the confusion matrix is {recorded_counts} in metrics.json, {counts} by predictions.csv")
+        _, alarms, missed, hits = counts
+        recomputed["image_F1Score"] = 2 * hits / (2 * hits + alarms + missed) if hits + missed else None
+    for name, value in recomputed.items():
+        recorded = _number(metrics[name], name)
+        if (recorded is None) != (value is None) or (value is not None and abs(value - recorded) > TOLERANCE):
+            raise ValueError(f"{name} is {recorded} in metrics.json, {value} by predictions.csv")
+
+
+def _read_predictions(folder: Path) -> pd.DataFrame:
+    """Return label, score and predicted_label of a run's test images, indexed and ordered by type and file name."""
+    table = pd.read_csv(folder / "predictions.csv")
+    table["image"] = [re.split(r"[/\\]", str(path))[-1] for path in table["image_path"]]
+    table = table.set_index(["defect_type", "image"]).sort_index()[["label", "score", "predicted_label"]]
+    if table["label"].dtype != bool or not np.isfinite(table["score"].to_numpy(float)).all():
+        raise ValueError("predictions.csv has labels that are not True or False, or scores that are not finite")
+    return table
+
+
+def _alike(rows: list[dict[str, Any]], problems: list[str]) -> list[dict[str, Any]]:
+    """Return the runs that agree with most of their experiment; report the others: a mean over both says nothing."""
+    identities = [tuple(row[name] for name in IDENTITY) for row in rows]
+    if not rows:
+        return []
+    usual = max(identities, key=identities.count)
+    kept = []
+    for row, identity in zip(rows, identities, strict=True):
+        if identity == usual:
+            kept.append(row)
+            continue
+        differing = [name for name, a, b in zip(IDENTITY, identity, usual, strict=True) if a != b]
+        problems.append(
+            f"{_title(Path(row['folder']))}: differs from other runs of the experiment in {', '.join(differing)}"
+        )
+    return kept
+
+
+def _number(value: Any, name: str) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value)):
+        raise ValueError(f"{name} is {value!r}, not a number")
+    return value
+
+
+def _title(run: Path) -> str:
+    return f"{run.parent.name}/{run.name}"
+
+
+def _short(digest: str | None) -> str | None:
+    return digest and digest[:12]

@@ -1,0 +1,88 @@
+"""Runs of a sweep, and how a group of them is done in one process.
+
+Heavy imports are inside the functions.
+"""
+
+import gc
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from padim_bottle.experiment.train import load_experiment_class
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a sweep.
+
+    Attributes:
+        config: the experiment's YAML.
+        overrides: in the stock CLI's spelling.
+        root: folder of all results.
+        experiment: name of the results folder.
+        seed: decides everything random.
+        config_sha256: digest of the ``config.yaml`` that it will write.
+    """
+
+    config: Path
+    overrides: tuple[str, ...]
+    root: Path
+    experiment: str
+    seed: int
+    config_sha256: str
+
+    @property
+    def folder(self) -> Path:
+        """Where its results go."""
+        return self.root / self.experiment / f"seed_{self.seed}"
+
+    def __str__(self) -> str:
+        return f"{self.experiment}/seed_{self.seed}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run: ``error`` is ``None``, or the traceback of what went wrong."""
+
+    run: Run
+    seconds: float
+    error: str | None = None
+
+
+def train_group(
+    runs: Sequence[Run], workplace: Path, cache_folder: Path | None = None, results: Path | None = None
+) -> Iterator[Outcome]:
+    """Train and test runs that differ in their seeds alone, exactly as ``scripts/train.py`` does.
+
+    Args:
+        runs: of one experiment.
+        workplace: Lightning's working folder.
+        cache_folder: where the backbone's features wait for the other seeds; ``None`` for a temporary folder.
+        results: write to this folder of all results instead of the runs' own.
+
+    Yields:
+        What became of each run, as soon as it is known.
+    """
+    experiment_class = load_experiment_class()
+    from padim_bottle.sweep.feature_cache import FeatureCache
+
+    with FeatureCache(cache_folder) as cache:
+        for run in runs:
+            started = time.perf_counter()
+            error = None
+            try:
+                experiment = experiment_class(
+                    run.config, run.overrides, seed=run.seed, experiment=run.experiment, results=run.root,
+                    quiet=True, workplace=workplace,
+                )  # fmt: skip
+                experiment.results_writer.root = results or run.root
+                experiment.results_writer.features_from_seed = cache.attach(experiment)
+                experiment.run()
+                cache.complete()
+            except Exception:  # whatever it is, the other runs go on
+                error = traceback.format_exc()
+            experiment = None
+            gc.collect()  # a trainer and its model refer to each other
+            yield Outcome(run, time.perf_counter() - started, error)

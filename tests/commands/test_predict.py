@@ -1,0 +1,158 @@
+"""The predict command, as a line's script and as a person would call it."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from padim_bottle.commands.predict import draw, find_photos, predict_command, read_ahead
+from padim_bottle.data.images import read_image
+from padim_bottle.deploy.predictor import ImagePrediction
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def table(run_folder):
+    return pd.read_csv(run_folder / "predictions.csv")
+
+
+def predict(run_folder, *arguments):
+    return predict_command(["--model", str(run_folder), "--device", "cpu", *map(str, arguments)])
+
+
+def test_every_line_is_the_runs_own_and_the_exit_code_counts(run_folder, table, capsys):
+    assert predict(run_folder, "--json", *table["image_path"]) == 1
+    rows = pd.DataFrame(map(json.loads, capsys.readouterr().out.splitlines()))
+    assert rows["path"].tolist() == table["image_path"].tolist()
+    np.testing.assert_allclose(rows["score"], table["score"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(rows["p_value"], table["p_value"])
+    assert (rows["verdict"] == "anomalous").tolist() == table["predicted_label"].tolist()
+    np.testing.assert_allclose(rows["threshold"], table["threshold"])
+
+    good = table.loc[~table["predicted_label"], "image_path"].iloc[0]
+    assert predict(run_folder, good) == 0
+    line = capsys.readouterr().out
+    expected = table.set_index("image_path").loc[good]
+    assert line == f"{good}  score {expected['score']:.4f}  p {expected['p_value']:.4f}  good\n"
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_goes_on(run_folder, table, tmp_path, capsys):
+    good = table.loc[~table["predicted_label"], "image_path"].iloc[0]
+    shutil.copy(good, tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    (tmp_path / "c.png").write_bytes((tmp_path / "a.png").read_bytes()[:3000])
+    shutil.copy(good, tmp_path / "d.png")
+    nowhere = tmp_path / "nowhere"
+    assert predict(run_folder, tmp_path, nowhere, "--batch-size", 3, "--csv", tmp_path / "new" / "table.csv") == 2
+    output = capsys.readouterr()
+    assert [line.split()[0] for line in output.out.splitlines()] == [str(tmp_path / "a.png"), str(tmp_path / "d.png")]
+    for name in ("b.png", "c.png", "nowhere"):
+        assert sum(line.startswith("error:") and str(tmp_path / name) in line for line in output.err.splitlines()) == 1
+    with (tmp_path / "new" / "table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["error"]) for row in rows] == [False, True, True, False]
+    assert rows[0]["score"] == rows[3]["score"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["table.csv"]
+    assert predict(run_folder, tmp_path / "a.png", tmp_path / "b.png") == 2
+
+
+def test_a_table_goes_to_standard_output(run_folder, table, capsys):
+    predict(run_folder, "--csv", "-", table["image_path"][0])
+    header, row = capsys.readouterr().out.splitlines()
+    assert header == "path,score,normalised_score,p_value,verdict,threshold,error"
+    assert row.startswith(f"{table['image_path'][0]},")
+
+
+def test_pictures_have_the_photos_own_size(run_folder, table, tmp_path, capsys):
+    path = table.sort_values("score")["image_path"].iloc[-1]
+    for folder, size in (("x", (150, 130)), ("y", (40, 48))):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "photo.png"), cv2.resize(cv2.imread(path), size[::-1]))
+    cv2.imwrite(str(tmp_path / "x" / "photo.bmp"), np.zeros((64, 64, 3), np.uint8))
+    assert predict(run_folder, tmp_path, "--output", tmp_path / "out") == 1
+    written = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.png")}
+    names = ("x/photo.png", "x/photo.bmp", "y/photo")
+    assert written == {f"{name}_{kind}.png" for name in names for kind in ("heatmap", "mask")}
+    for name, shape in (("x/photo.png", (150, 130, 3)), ("x/photo.bmp", (64, 64, 3)), ("y/photo", (40, 48, 3))):
+        assert read_image(tmp_path / "out" / f"{name}_heatmap.png").shape == shape
+        mask = cv2.imread(str(tmp_path / "out" / f"{name}_mask.png"), cv2.IMREAD_UNCHANGED)
+        assert mask.shape == shape[:2]
+        assert set(np.unique(mask)) <= {0, 255}
+
+
+@pytest.mark.parametrize("size", [(64, 64), (150, 200), (32, 48)])
+def test_the_mask_lies_where_the_map_is_high(size):
+    anomaly_map = np.full((64, 64), 0.25, np.float32)
+    anomaly_map[16:32, 32:64] = 0.8
+    prediction = ImagePrediction(9.0, 0.8, 0.1, True, anomaly_map, anomaly_map >= 0.5)
+    photo = np.full((*size, 3), 128, np.uint8)
+    heatmap, mask = draw(photo, prediction)
+    expected = cv2.resize(prediction.mask.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST)
+    assert (mask > 0).mean() == pytest.approx(1 / 8, abs=0.01)
+    assert ((mask > 0) != (expected > 0)).mean() < 0.02
+    # Brighter inside.
+    assert heatmap[mask > 0].mean() > heatmap[mask == 0].mean() + 30
+    # A defect that is hardly above the threshold is one, too.
+    slight = replace(prediction, anomaly_map=np.where(anomaly_map > 0.5, 0.51, 0.49).astype(np.float32))
+    np.testing.assert_allclose((draw(photo, slight)[1] > 0).mean(), 1 / 8, atol=0.02)
+
+
+def test_photos_are_found_once_in_order(tmp_path):
+    for name in ("b/2.png", "b/1.JPG", "b/deep/3.tif", "b/.hidden.png", "b/.git/4.png", "b/notes.txt", "a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    everything = [tmp_path / name for name in ("a.png", "b/1.JPG", "b/2.png", "b/deep/3.tif")]
+    assert find_photos([str(tmp_path / "a.png"), str(tmp_path / "b"), str(tmp_path / "b" / "2.png")]) == (
+        everything,
+        [],
+    )
+    assert find_photos([str(tmp_path / "b" / "*")])[0] == everything[1:]
+    assert find_photos([str(tmp_path / "**" / "*.png")])[0] == [tmp_path / "a.png", tmp_path / "b" / "2.png"]
+    (tmp_path / "empty").mkdir()
+    photos, problems = find_photos([str(tmp_path / "empty"), str(tmp_path / "*.gif")])
+    assert photos == []
+    assert len(problems) == 2
+    assert "empty" in problems[0]
+    assert "*.gif" in problems[1]
+    # A file that is named is tried, whatever its name.
+    assert find_photos([str(tmp_path / "b" / "notes.txt")])[0] == [tmp_path / "b" / "notes.txt"]
+
+
+def test_reading_ahead_is_bounded(monkeypatch):
+    started = []
+    monkeypatch.setattr("padim_bottle.data.images.read_image", started.append)
+    reader = read_ahead(list(range(100)), ahead=4)
+    next(reader)
+    time.sleep(0.2)  # for those that were asked for beforehand
+    reader.close()
+    assert len(started) <= 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "nowhere", "photo.png"], "There is no photo photo.png"),
+        (["--model", "nowhere", __file__], "There is no model nowhere"),
+    ],
+)
+def test_what_is_not_there_is_named(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert predict_command(arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported():
+    code = (
+        "import sys, padim_bottle.commands.predict, padim_bottle.deploy.export; "
+        "print({'torch', 'numpy', 'cv2', 'anomalib'} & {*sys.modules})"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

@@ -1,0 +1,194 @@
+import hashlib
+import logging
+import shutil
+from importlib.resources import files
+
+import pytest
+
+from padim_bottle.data.layout import CATEGORIES, PUBLISHED_COUNTS, find_files, fingerprint, verify_category
+from padim_bottle.errors import UserError
+
+
+def test_own_category_is_accepted_and_paired_by_name(tmp_path, write_category):
+    folder = write_category(tmp_path)
+    found = find_files(tmp_path, "widget")
+    names = [image.relative_to(folder).as_posix() for image in found.test_defective]
+    masks = [mask.relative_to(folder).as_posix() for mask in found.masks]
+    assert names == ["test/crack/000.png", "test/crack/001.png", "test/stain/000.png"]
+    assert masks == [
+        "ground_truth/crack/000_mask.png",
+        "ground_truth/crack/001_mask.png",
+        "ground_truth/stain/000_mask.png",
+    ]
+    assert (len(found.train), len(found.test_good)) == (3, 2)
+    assert verify_category(tmp_path, "widget") == fingerprint(tmp_path, "widget")
+
+
+def test_masks_may_have_the_images_own_names(tmp_path, write_category):
+    folder = write_category(tmp_path, defects={"crack": 1}, suffix=".jpg")
+    (folder / "ground_truth/crack/000_mask.png").rename(folder / "ground_truth/crack/000.png")
+    assert find_files(tmp_path, "widget").masks == [folder / "ground_truth/crack/000.png"]
+
+
+def test_fingerprint_is_the_sum_of_the_sums(tmp_path, write_category):
+    folder = write_category(tmp_path)
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}\n"
+        for path in folder.rglob("*.png")
+    ]
+    expected = hashlib.sha256("".join(sorted(lines, key=lambda line: line[66:])).encode()).hexdigest()
+    assert fingerprint(tmp_path, "widget") == expected
+
+
+def test_fingerprint_follows_content_and_names_only(tmp_path, write_category):
+    folder = write_category(tmp_path / "a")
+    original = fingerprint(tmp_path / "a", "widget")
+
+    shutil.copytree(folder, tmp_path / "b" / "renamed")
+    for junk in ("license.txt", "train/good/.hidden.png", "train/good/Thumbs.db"):
+        (tmp_path / "b" / "renamed" / junk).write_text("junk")
+    assert fingerprint(tmp_path / "b", "renamed") == original
+
+    image = folder / "train/good/000.png"
+    image.rename(folder / "train/good/003.png")
+    assert fingerprint(tmp_path / "a", "widget") != original
+    (folder / "train/good/003.png").rename(image)
+    assert fingerprint(tmp_path / "a", "widget") == original
+    image.write_bytes(image.read_bytes() + b"\0")
+    assert fingerprint(tmp_path / "a", "widget") != original
+
+
+def test_links_are_followed(tmp_path, write_category):
+    folder = write_category(tmp_path / "real")
+    original = fingerprint(tmp_path / "real", "widget")
+    image = folder / "train/good/000.png"
+    image.rename(tmp_path / "elsewhere.png")
+    image.symlink_to(tmp_path / "elsewhere.png")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "widget").symlink_to(folder)
+    assert verify_category(tmp_path / "linked", "widget") == original
+
+
+def test_dangling_link_is_named(tmp_path, write_category):
+    folder = write_category(tmp_path)
+    (folder / "train/good/009.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(UserError, match=r"009\.png"):
+        verify_category(tmp_path, "widget")
+
+
+def test_missing_category_lists_what_there_is(tmp_path, write_category):
+    write_category(tmp_path, "bootle")
+    with pytest.raises(UserError) as caught:
+        verify_category(tmp_path, "bottle")
+    message = str(caught.value)
+    assert "the folders there: bootle" in message
+    assert "MVTEC_AD_ROOT" in message
+    assert all(category in message for category in CATEGORIES)
+
+
+def test_root_that_is_missing_or_is_the_category_itself(tmp_path, write_category):
+    with pytest.raises(UserError, match="does not exist"):
+        verify_category(tmp_path / "nowhere", "bottle")
+    folder = write_category(tmp_path)
+    with pytest.raises(UserError, match="give the folder above it"):
+        verify_category(folder, "widget")
+    with pytest.raises(UserError, match="There is no folder ''"):
+        verify_category(tmp_path, "")
+
+
+def test_no_training_images(tmp_path, write_category):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no training images.*empty"):
+        verify_category(tmp_path, "empty")
+    write_category(tmp_path, train=0)
+    with pytest.raises(UserError, match=r"no training images.*widget"):
+        verify_category(tmp_path, "widget")
+
+
+def test_image_without_mask_and_mask_without_image_are_named(tmp_path, write_category):
+    folder = write_category(tmp_path, defects={"crack": 3})
+    (folder / "ground_truth/crack/001_mask.png").unlink()
+    with pytest.raises(UserError, match=r"crack/001\.png has no mask .*crack/001_mask\.png"):
+        verify_category(tmp_path, "widget")
+    (folder / "test/crack/001.png").unlink()
+    verify_category(tmp_path, "widget")
+    (folder / "test/crack/002.png").unlink()
+    with pytest.raises(UserError, match=r"crack/002_mask\.png has no image"):
+        verify_category(tmp_path, "widget")
+
+
+def test_whole_ground_truth_missing_names_a_few_and_counts_all(tmp_path, write_category):
+    folder = write_category(tmp_path, defects={"crack": 7})
+    shutil.rmtree(folder / "ground_truth")
+    with pytest.raises(UserError, match=r"and 2 more \(7 in all\)") as caught:
+        verify_category(tmp_path, "widget")
+    assert str(caught.value).count("has no mask") == 5
+
+
+@pytest.mark.parametrize(("good", "defects", "absent"), [(0, None, "good"), (2, {}, "defective")])
+def test_one_sided_test_set_is_allowed_with_a_warning(tmp_path, write_category, caplog, good, defects, absent):
+    write_category(tmp_path, good=good, defects=defects)
+    with caplog.at_level(logging.WARNING):
+        verify_category(tmp_path, "widget")
+    assert f"No {absent} test images" in caplog.text
+
+
+def test_published_counts_sum_to_the_papers_totals():
+    counts = PUBLISHED_COUNTS.values()
+    assert len(counts) == 15
+    assert sum(count.train for count in counts) == 3629
+    assert sum(count.test_good for count in counts) == 467
+    assert sum(count.test_defective for count in counts) == 1258
+
+
+def test_other_categories_are_compared_by_their_counts(tmp_path, write_category):
+    write_category(tmp_path, "toothbrush", train=60, good=12, defects={"defective": 30}, size=(4, 4))
+    verify_category(tmp_path, "toothbrush")
+    (tmp_path / "toothbrush/train/good/059.png").unlink()
+    with pytest.raises(UserError, match=r"'toothbrush' as published.*train=59.*train=60"):
+        verify_category(tmp_path, "toothbrush")
+
+
+def test_manifest_lists_bottle_in_the_order_of_the_fingerprint():
+    lines = (files("padim_bottle.data") / "manifests" / "bottle.sha256").read_text().splitlines()
+    names = [line[66:] for line in lines]
+    assert names == sorted(names)
+    per_folder = {
+        part: sum(name.startswith(part) for name in names) for part in ("train/good", "test/good", "test", "gr")
+    }
+    assert per_folder == {"train/good": 209, "test/good": 20, "test": 83, "gr": 63}
+
+
+def test_a_bottle_that_is_another_is_refused(tmp_path, write_category):
+    write_category(tmp_path, "bottle")
+    with pytest.raises(UserError, match=r"not MVTec AD's 'bottle' as published.* more .*verify: false"):
+        verify_category(tmp_path, "bottle")
+
+
+@pytest.mark.real_data
+def test_bottle_is_as_published(mvtec_root):
+    manifest = (files("padim_bottle.data") / "manifests" / "bottle.sha256").read_bytes()
+    assert verify_category(mvtec_root, "bottle") == hashlib.sha256(manifest).hexdigest()
+
+
+@pytest.mark.real_data
+def test_each_difference_to_the_published_bottle_is_named(mvtec_root, tmp_path):
+    for path in (mvtec_root / "bottle").rglob("*.png"):
+        link = tmp_path / "bottle" / path.relative_to(mvtec_root / "bottle")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    verify_category(tmp_path, "bottle")
+
+    changed = tmp_path / "bottle/train/good/123.png"
+    content = bytearray(changed.read_bytes())
+    content[-20] ^= 1
+    changed.unlink()
+    changed.write_bytes(content)
+    (tmp_path / "bottle/test/good/007.png").unlink()
+    shutil.copy(tmp_path / "bottle/train/good/000.png", tmp_path / "bottle/test/good/999.png")
+    with pytest.raises(UserError) as caught:
+        verify_category(tmp_path, "bottle")
+    message = str(caught.value)
+    assert "test/good/007.png is missing" in message
+    assert "test/good/999.png is not part of it" in message
+    assert "train/good/123.png has another content" in message

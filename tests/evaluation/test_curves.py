@@ -1,0 +1,144 @@
+"""The curves against scikit-learn and against a slow, literal reading of AUPRO's definition."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage.measure import label as label_regions
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
+
+from padim_bottle.evaluation.curves import region_weights, trace_curve
+
+
+def trace(scores, labels, parts=1):
+    """Trace a curve, with the negatives given in several sorted sets."""
+    negatives = [np.sort(part) for part in np.array_split(scores[~labels], parts)]
+    return trace_curve(negatives, scores[labels])
+
+
+def trace_maps(maps, masks):
+    return trace_curve([np.sort(maps[~masks])], maps[masks], region_weights(masks))
+
+
+def aupro_by_definition(maps, masks, fpr_limit):
+    """Threshold by threshold and region by region, as Bergmann et al. describe it."""
+    regions = []
+    for image, mask in enumerate(masks):
+        labelled = label_regions(mask, connectivity=2)
+        regions += [(image, labelled == number) for number in range(1, labelled.max() + 1)]
+    points = [(0.0, 0.0)]
+    for threshold in sorted(set(maps.ravel().tolist()), reverse=True):
+        predicted = maps >= threshold
+        overlaps = [predicted[image][region].mean() for image, region in regions]
+        points.append((predicted[~masks].mean(), float(np.mean(overlaps))))
+    area = 0.0
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if x0 >= fpr_limit:
+            break
+        if x1 > fpr_limit:
+            x1, y1 = fpr_limit, y0 + (y1 - y0) * (fpr_limit - x0) / (x1 - x0)
+        area += (x1 - x0) * (y0 + y1) / 2
+    return area / fpr_limit
+
+
+def random_maps(rng, levels, size=(4, 12, 10)):
+    """Maps with at most `levels` distinct values and blobs of defects, the first image without any."""
+    masks = rng.random(size) < 0.15
+    masks[0] = False
+    return (rng.integers(0, levels, size) + 2 * masks).astype(np.float32) - 7, masks
+
+
+labelled_scores = st.integers(2, 40).flatmap(
+    lambda n: st.tuples(
+        st.lists(st.integers(-5, 5), min_size=n, max_size=n).map(np.array),
+        st.lists(st.booleans(), min_size=n, max_size=n).map(np.array).filter(lambda x: x.any() and not x.all()),
+    )
+)
+
+
+@pytest.mark.parametrize("levels", [2, 7, 10**6])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_areas_equal_scikit_learn(levels, parts):
+    rng = np.random.default_rng(levels)
+    labels = rng.random(500) < 0.3
+    scores = rng.integers(0, levels, 500) + 0.4 * levels * labels
+    curve = trace(scores, labels, parts)
+    assert curve.auroc == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    assert curve.average_precision == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
+
+
+@given(labelled_scores)
+@settings(max_examples=150, deadline=None)
+def test_tied_scores_make_one_point(case):
+    scores, labels = case
+    curve = trace(scores, labels, parts=2)
+    assert curve.auroc == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    assert curve.average_precision == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
+
+    precision, recall, thresholds = precision_recall_curve(labels, scores)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    best, threshold = curve.f1_max
+    assert best == pytest.approx(f1.max(), abs=1e-9)
+    # the lowest of the thresholds that reach the maximum, and the score itself is on the defective side
+    assert threshold == thresholds[np.flatnonzero(f1[:-1] > f1.max() - 1e-9)[0]]
+    assert f1_score(labels, scores >= threshold) == pytest.approx(best, abs=1e-12)
+
+
+@given(labelled_scores)
+@settings(max_examples=50, deadline=None)
+def test_only_the_order_of_scores_matters(case):
+    scores, labels = case
+    before, after = trace(scores, labels), trace(scores.astype(float) ** 3 / 7 - 100, labels)
+    assert (after.auroc, after.average_precision, after.f1_max[0]) == (
+        before.auroc,
+        before.average_precision,
+        before.f1_max[0],
+    )
+
+
+@pytest.mark.parametrize("levels", [1, 2, 5, 40, 10**6])
+@pytest.mark.parametrize("fpr_limit", [0.05, 0.3, 1.0])
+def test_aupro_equals_its_definition(levels, fpr_limit):
+    maps, masks = random_maps(np.random.default_rng(levels), levels)
+    expected = aupro_by_definition(maps, masks, fpr_limit)
+    assert trace_maps(maps, masks).aupro(fpr_limit) == pytest.approx(expected, abs=1e-9)
+
+
+def test_aupro_of_perfect_and_constant_maps():
+    _, masks = random_maps(np.random.default_rng(0), 2)
+    assert trace_maps(masks.astype(np.float32), masks).aupro() == pytest.approx(1.0)
+    # one point (1, 1): the curve is the diagonal, whose area up to 0.3 is 0.045, over 0.3
+    constant = trace_maps(np.full(masks.shape, 3.0, np.float32), masks)
+    assert constant.aupro() == pytest.approx(0.15)
+    assert constant.auroc == 0.5
+
+
+@pytest.mark.parametrize("limit", [3 / 11, 0.3, 4 / 11, 5 / 11])
+def test_aupro_where_the_limit_falls_on_a_vertical_step(limit):
+    maps = np.array([[[9, 9, 9, 5, 5, 1, 1, 1, 1, 1, 1, 8, 7]]], dtype=np.float32)
+    masks = np.zeros(maps.shape, dtype=bool)
+    masks[..., [3, 11]] = True  # overlap rises from 0 to 0.5 at FPR 3/11, and on at the tie of 5
+    expected = aupro_by_definition(maps, masks, limit)
+    assert trace_maps(maps, masks).aupro(limit) == pytest.approx(expected, abs=1e-12)
+    assert (expected == 0.0) == (limit == 3 / 11)
+
+
+def test_regions_touch_at_corners_but_not_across_images():
+    masks = np.zeros((2, 4, 4), dtype=bool)
+    masks[0, [0, 1], [0, 1]] = True  # one region of two pixels that meet at a corner
+    masks[0, 3, 3] = True
+    masks[1, 3, 3] = True  # same place in the next image: another region
+    np.testing.assert_array_equal(region_weights(masks), [0.5, 0.5, 1.0, 1.0])
+    assert region_weights(masks[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("defective", [True, False])
+def test_one_class_has_no_curve(defective):
+    assert trace(np.arange(4.0), np.full(4, defective)) is None
+
+
+def test_aupro_needs_regions():
+    with pytest.raises(ValueError, match="overlap_weights"):
+        trace(np.arange(4.0), np.array([False, True, False, True])).aupro()

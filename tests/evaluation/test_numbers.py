@@ -1,0 +1,193 @@
+"""The figures against independent, slow and literal readings of their definitions, at the edges above all."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from scipy import ndimage
+from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, precision_recall_curve, roc_auc_score
+
+from padim_bottle.evaluation.curves import region_weights, trace_curve
+from padim_bottle.evaluation.metrics import Predictions, Thresholds, evaluate
+from padim_bottle.model.gaussian import COVARIANCE_EPSILON, PatchGaussians
+from padim_bottle.model.network import PadimModel
+
+FPR_LIMIT = 0.3
+
+
+@st.composite
+def some_test_sets(draw):
+    """One to seven images of up to 4 x 4 pixels, few distinct scores: ties, one class and one image are common."""
+    types = draw(st.lists(st.sampled_from(["good", "crack", "stain"]), min_size=1, max_size=7))
+    shape = (len(types), draw(st.integers(1, 4)), draw(st.integers(1, 4)))
+    levels = draw(st.sampled_from([1, 2, 5, 1000]))
+    offset = draw(st.sampled_from([0, -3, 1e4]))
+    maps = draw(arrays.arrays(np.float32, shape, elements=st.integers(0, levels - 1).map(np.float32))) + offset
+    masks = draw(arrays.arrays(bool, shape))
+    labels = np.array([kind != "good" for kind in types])
+    masks[~labels] = False
+    scores = maps.max(axis=(1, 2)).astype(np.float64)
+    return Predictions([f"{i}.png" for i in range(len(types))], types, labels, scores, maps.astype(np.float32), masks)
+
+
+def areas(labels, scores):
+    """AUROC, AUPR and F1Max by scikit-learn, or None where there is one class only."""
+    if labels.all() or not labels.any():
+        return None, None, None
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-300)
+    return roc_auc_score(labels, scores), average_precision_score(labels, scores), f1.max()
+
+
+def aupro_by_definition(maps, masks):
+    """Bergmann et al. 2021: mean overlap of the regions over the false positive rate, threshold by threshold."""
+    regions = []
+    for number, mask in enumerate(masks):
+        labelled, count = ndimage.label(mask, structure=np.ones((3, 3)))
+        regions += [(number, labelled == region) for region in range(1, count + 1)]
+    curve = [(0.0, 0.0)]
+    for threshold in np.unique(maps)[::-1]:
+        shares = [(maps[number][region] >= threshold).mean() for number, region in regions]
+        curve.append(((maps[~masks] >= threshold).mean(), sum(shares) / len(shares)))
+    area = 0.0
+    for (x0, y0), (x1, y1) in pairwise(curve):
+        if x0 < FPR_LIMIT:
+            end = min(x1, FPR_LIMIT)
+            y_end = y1 if end == x1 else y0 + (y1 - y0) * (end - x0) / (x1 - x0)
+            area += (end - x0) * (y0 + y_end) / 2
+    return area / FPR_LIMIT
+
+
+def assert_equal(ours, theirs):
+    if theirs is None:
+        assert ours is None
+    else:
+        assert ours == pytest.approx(theirs, abs=1e-9)
+
+
+@given(some_test_sets(), st.integers(0, 6), st.sampled_from([-1, 0, 1e-9, 1]))
+@settings(max_examples=150, deadline=None)
+def test_every_metric_of_every_test_set_equals_scikit_learns(predictions, which, beside):
+    """Also one class, one image, all scores equal, and thresholds on, beside and outside of the scores."""
+    threshold = float(predictions.scores[which % len(predictions.scores)]) + beside
+    metrics = evaluate(predictions, Thresholds(threshold, threshold, "given"))
+    labels, called = predictions.labels, predictions.scores >= threshold
+    for level, truth, scores in (
+        ("image", labels, predictions.scores),
+        ("pixel", predictions.masks.ravel(), predictions.anomaly_maps.ravel()),
+    ):
+        for name, theirs in zip(("AUROC", "AUPR", "F1Max"), areas(truth, scores), strict=True):
+            assert_equal(metrics[f"{level}_{name}"], theirs)
+        f1 = f1_score(truth, scores.astype(np.float64) >= threshold, zero_division=0) if truth.any() else None
+        assert_equal(metrics[f"{level}_F1Score"], f1)
+
+    matrix = confusion_matrix(labels, called, labels=[False, True])
+    ours = metrics["confusion_matrix"]
+    assert [ours[key] for key in ("true_negative", "false_positive", "false_negative", "true_positive")] == (
+        matrix.ravel().tolist()
+    )
+    assert_equal(metrics["image_recall"], called[labels].mean() if labels.any() else None)
+    assert_equal(metrics["image_precision"], labels[called].mean() if called.any() else None)
+    assert_equal(metrics["image_false_alarm_rate"], None if labels.all() else called[~labels].mean())
+
+    types = np.array(predictions.defect_types)
+    assert list(metrics["per_defect"]) == sorted(set(types) - {"good"})
+    for defect, part in metrics["per_defect"].items():
+        chosen = (types == defect) | (types == "good")
+        masks, maps = predictions.masks[chosen], predictions.anomaly_maps[chosen]
+        assert_equal(part["image_AUROC"], areas(labels[chosen], predictions.scores[chosen])[0])
+        assert_equal(part["pixel_AUROC"], areas(masks.ravel(), maps.ravel())[0])
+        assert_equal(part["recall"], called[types == defect].mean())
+
+
+@given(some_test_sets())
+@settings(max_examples=150, deadline=None)
+def test_aupro_of_every_test_set_equals_its_definition(predictions):
+    maps, masks = predictions.anomaly_maps, predictions.masks
+    metrics = evaluate(predictions, Thresholds(None, None, "none"))
+    both = masks.any() and not masks.all()
+    assert_equal(metrics["pixel_AUPRO"], aupro_by_definition(maps, masks) if both else None)
+
+
+def test_aupro_of_large_regions_equals_its_definition():
+    """Many thresholds, regions of every size that touch each other at corners and the border."""
+    rng = np.random.default_rng(0)
+    masks = ndimage.uniform_filter(rng.random((5, 40, 30)), (0, 5, 5)) > 0.53
+    masks[0] = False
+    maps = (rng.standard_normal(masks.shape) + masks).round(1).astype(np.float32)
+    ours = trace_curve([np.sort(maps[~masks])], maps[masks], region_weights(masks)).aupro(FPR_LIMIT)
+    assert 0.2 < ours < 0.8
+    assert ours == pytest.approx(aupro_by_definition(maps, masks), abs=1e-12)
+
+
+# --- The streaming statistics and the fit ---
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 50, 200])
+@pytest.mark.parametrize(("offset", "spread"), [(0, 1), (1e4, 1), (-1e4, 1), (0, 1e-3), (0, 1e3)])
+def test_streaming_statistics_equal_numpys_in_float64(offset, spread, batch_size):
+    """The reference takes the same float32 numbers; at an offset of 1e4 they themselves are a thousandth apart."""
+    count, features = 200, 12
+    mixing = torch.randn(features, features, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(count, 3, features, generator=torch.Generator().manual_seed(0)) @ mixing
+    embedding = (offset + spread * noise).float()
+    gaussians = PatchGaussians()
+    for batch in embedding.split(batch_size):
+        gaussians.update(batch)
+    covariance = gaussians.covariance(slice(None), count - 1)
+    for position in range(3):
+        x = embedding[:, position].double().numpy()
+        expected = np.cov(x.T) + COVARIANCE_EPSILON * np.eye(features)
+        tolerance = 1e-5 if offset == 0 else 1e-3
+        np.testing.assert_allclose(covariance[position], expected, rtol=0, atol=tolerance * np.abs(expected).max())
+        np.testing.assert_allclose(gaussians.mean[position], x.mean(0), rtol=0, atol=1e-5 * spread + abs(offset) * 1e-6)
+    gaussians.factorize(slice(None))
+    delta = embedding[:20].double().numpy() - embedding.double().mean(0).numpy()
+    distances = gaussians.distance(embedding[:20])
+    for position in range(3):
+        x = embedding[:, position].double().numpy()
+        inverse = np.linalg.inv(np.cov(x.T) + COVARIANCE_EPSILON * np.eye(features))
+        expected = np.sqrt(np.einsum("nd,de,ne->n", delta[:, position], inverse, delta[:, position]))
+        np.testing.assert_allclose(distances[:, position], expected, rtol=1e-3 if offset == 0 else 1e-2)
+
+
+def trained(images, order, batch_size):
+    """Train and calibrate the network on images (N, 3, H, W) in this order."""
+    model = PadimModel("resnet18", ["layer1", "layer2"], False, 20, position_calibration=True)
+    model.calibrating = True
+    model.train()
+    for batch in images[order].split(batch_size):
+        model(batch)
+    calibration = model.fit_and_calibrate(0.999)
+    return model.eval(), calibration
+
+
+def test_order_and_batch_size_of_the_training_images_do_not_matter():
+    images = torch.randn(15, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    new = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    model, calibration = trained(images, torch.arange(15), 15)
+    expected = model(new)
+    for seed, batch_size in ((1, 1), (2, 4), (3, 8), (4, 15)):
+        order = torch.randperm(15, generator=torch.Generator().manual_seed(seed))
+        other_model, other = trained(images, order, batch_size)
+        result = other_model(new)
+        for name in ("scores", "pixel_threshold", "pixel_median", "map_mean", "map_std"):
+            torch.testing.assert_close(getattr(other, name), getattr(calibration, name), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(result.anomaly_map, expected.anomaly_map, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(result.pred_score, expected.pred_score, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("pixel", [0.0, 0.3])
+def test_identical_training_images_give_finite_numbers_and_a_warning(pixel, caplog):
+    images = torch.full((6, 3, 64, 64), pixel)
+    model, calibration = trained(images, torch.arange(6), 4)
+    for name in ("scores", "pixel_threshold", "map_mean", "map_std"):
+        assert torch.isfinite(getattr(calibration, name)).all()
+    assert "training images do not differ" in caplog.text
+    same, other = model(torch.cat([images[:1], images[:1] + torch.rand(1, 3, 64, 64)])).pred_score
+    assert torch.isfinite(other)
+    assert same <= calibration.scores.max() < other

@@ -1,0 +1,225 @@
+"""Config files as people and strangers write them: one line that says what is wrong, nothing acted upon."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from padim_bottle.errors import UserError
+from padim_bottle.experiment.config_check import check_config
+from padim_bottle.experiment.train import train_command
+from padim_bottle.sweep.sweep import sweep_command
+
+ROOT = Path(__file__).parents[2]
+DEMO = (ROOT / "configs" / "demo.yaml").read_text()
+
+
+@pytest.fixture
+def error_of(tmp_path, monkeypatch, capsys):
+    """Train with a config of this text; return the one line that was printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(text, *arguments):
+        content = text if isinstance(text, bytes) else text.encode()
+        Path("mine.yaml").write_bytes(content)
+        assert train_command(["--config", "mine.yaml", *arguments]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len([line for line in lines if line.startswith("error: ")]) == 1, lines
+        assert "Traceback" not in "".join(lines)
+        assert not list(Path().glob("results/*/*.json"))
+        assert not list(Path().glob("results/*/*seed*"))
+        return lines[-1]
+
+    return refuse
+
+
+def replaced(old, new):
+    assert DEMO.count(old) == 1
+    return DEMO.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (replaced("    seed: 42\n", "    seed: 42\n    alpha: 0.2\n"), ["line", "'alpha'", "already"]),
+        (DEMO + "\ndata: {}\n", ["line", "'data'", "already"]),
+        (replaced("    seed: 42\n", "\tseed: 42\n"), ["line 10", "'\\t'"]),
+        (replaced("    seed: 42\n", "    seed: [42\n"), ["line"]),
+        (replaced("    seed: 42\n", "    seed: *nothing\n"), ["line 10", "nothing", "alias"]),
+        ("a: &a\n  b: *a\n", ["contains itself"]),
+        ("a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 30)), ["aliases"]),
+        ("[" * 5000, ["nested too deeply"]),
+        (replaced("    seed: 42\n", "    seed: !!python/object/apply:os.system [true]\n"), ["line 10", "os.system"]),
+        (replaced("    seed: 42\n", "    seed: 42\n    7: 8\n"), ["line 11", "'7'"]),
+        ("", ["no settings"]),
+        ("# nothing\n", ["no settings"]),
+        ("- model\n- data\n", ["no settings"]),
+        ("just words", ["no settings"]),
+        ("a: 1\n---\nb: 2\n", ["line"]),
+        (DEMO.encode("utf-16"), ["UTF-8"]),
+        (b"\x89PNG\r\n\x1a\n\x00\x00", ["UTF-8"]),
+        ("a: \x07\n", ["mine.yaml"]),
+    ],
+    ids=[
+        "key twice", "section twice", "tab", "open bracket", "unknown alias", "alias of itself", "billion laughs",
+        "deep", "python tag", "number as key", "empty", "comments", "list", "words", "two documents", "UTF-16",
+        "picture", "control character",
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_config_is_refused_with_the_line(error_of, text, words):
+    message = error_of(text)
+    assert "mine.yaml" in message
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("where", ["model", "data", "callback", "pre_processor", "short", "command line"])
+@pytest.mark.parametrize("evil", ["os.system", "subprocess.Popen", "evil.Evil"])
+def test_a_class_from_elsewhere_is_neither_called_nor_imported(error_of, where, evil, tmp_path, monkeypatch):
+    """``evil`` is a module that can be imported, and its class even is a model, a data module and a callback."""
+    (tmp_path / "evil.py").write_text(
+        "from pathlib import Path\nPath('imported').touch()\nfrom padim_bottle import *\n"
+        "class Evil(Padim):\n    def __init__(self, **arguments):\n        Path('called').touch()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("evil", None)
+    config, arguments = yaml.safe_load(DEMO), ()
+    if where in ("model", "data"):
+        config[where] = {"class_path": evil, "init_args": {"args": "touch called", "command": "touch called"}}
+    elif where == "callback":
+        config["trainer"]["callbacks"].append({"class_path": evil})
+    elif where == "pre_processor":
+        config["model"]["init_args"]["pre_processor"] = {"class_path": evil, "init_args": {"command": "touch called"}}
+    elif where == "short":
+        config["model"] = evil
+    else:
+        arguments = ("--model", evil)
+    message = error_of(yaml.safe_dump(config), *arguments)
+    assert evil in message
+    assert not Path("called").exists()
+    if where not in ("short", "command line"):
+        assert "padim_bottle, anomalib" in message
+        assert not Path("imported").exists()
+
+
+def test_classes_of_the_libraries_that_configs_name_are_allowed(tmp_path):
+    for name in ("anomalib.models.Padim", "torchvision.transforms.v2.ColorJitter", "lightning.pytorch.callbacks.Timer"):
+        path = tmp_path / "config.yaml"
+        path.write_text(f"model:\n  class_path: {name}\n")
+        check_config(path)
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        # Names from an older version, or of another key.
+        ({"model": {"pretrained": True}}, ["pretrained", "not accepted"]),
+        ({"data": {"image_size": [64, 64]}}, ["image_size", "not accepted"]),
+        # Wrong types.
+        ({"model": {"alpha": "much"}}, ["alpha", "float", "'much'"]),
+        ({"model": {"layers": "layer1"}}, ["layers", "list"]),
+        ({"model": {"layers": {"layer1": 1}}}, ["layers"]),
+        ({"model": {"image_size": 64}}, ["image_size"]),
+        ({"model": {"image_size": [0, 64]}}, ["image_size", "1 or more"]),
+        ({"model": {"calibration": "perhaps"}}, ["calibration", "bool"]),
+        ({"model": {"seed": 1.5}}, ["seed", "int"]),
+        ({"model": {"seed": None}}, ["seed"]),
+        ({"model": [1, 2]}, ["init_args"]),
+        ({"data": {"num_workers": "many"}}, ["num_workers"]),
+        # Values of the right type that make no sense.
+        ({"model": {"seed": -1}}, ["seed", "-1"]),
+        ({"model": {"seed": 2**70}}, ["seed"]),
+        ({"model": {"n_features": 0}}, ["n_features"]),
+        ({"model": {"n_features": 10**6}}, ["n_features"]),
+        ({"model": {"layers": []}}, ["layers"]),
+        ({"model": {"alpha": float("nan")}}, ["alpha"]),
+        ({"model": {"pixel_quantile": 1.5}}, ["pixel_quantile"]),
+        ({"data": {"train_batch_size": 0}}, ["batch_size"]),
+        ({"data": {"eval_batch_size": -3}}, ["batch_size"]),
+        ({"data": {"num_workers": -1}}, ["num_workers"]),
+        ({"data": {"size": 10}}, ["size", "10"]),
+        ({"data": {"train_good": -1}}, ["train_good"]),
+        ({"data": {"data_seed": -1}}, ["seed"]),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
+)
+def test_a_wrong_value_is_refused_in_one_line_that_names_it(error_of, parts, words):
+    config = yaml.safe_load(DEMO)
+    for part, arguments in parts.items():
+        if isinstance(arguments, dict):
+            config[part]["init_args"] |= arguments
+        else:
+            config[part]["init_args"] = arguments
+    message = error_of(yaml.safe_dump(config))
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model:\n  class_path: padim_bottle.NoSuchModel\n", ["NoSuchModel"]),
+        ("model:\n  class_path: padim_bottle.MVTecAD\n", ["MVTecAD"]),
+        ("modle:\n  class_path: padim_bottle.Padim\n", ["modle"]),
+        ("model: 3\n", ["model"]),
+        ("trainer: fast\n", ["trainer"]),
+        ("trainer:\n  precision: 7-bit\n", ["precision", "7-bit"]),
+        ("trainer:\n  accelerator: abacus\n", ["abacus"]),
+        ("trainer:\n  callbacks: 5\n", ["callbacks"]),
+        ("trainer:\n  callbacks:\n    - class_path: padim_bottle.ResultsWriter\n", ["ResultsWriter", "experiment"]),
+    ],
+)
+def test_a_wrong_section_is_refused_in_one_line_that_names_it(error_of, text, words):
+    config = yaml.safe_load(DEMO) | yaml.safe_load(text)
+    message = error_of(yaml.safe_dump(config))
+    assert all(word in message for word in words), message
+
+
+def test_anchors_and_aliases_work(tmp_path):
+    text = replaced("    root: datasets/synthetic\n", "    root: &place datasets/synthetic\n")
+    path = tmp_path / "config.yaml"
+    path.write_text(text.replace("        root: results\n", "        root: *place\n"))
+    check_config(path)
+
+
+def test_a_merge_key_may_be_overridden(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("base: &base {a: 1, b: 2}\nother:\n  <<: *base\n  b: 3\n")
+    check_config(path)
+
+
+def test_a_config_that_is_a_folder_is_refused(tmp_path, capsys):
+    assert train_command(["--config", str(tmp_path)]) == 2
+    assert "no config file" in capsys.readouterr().err
+    with pytest.raises(UserError, match="Cannot read"):
+        check_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seeds: 0-1\nseeds: 0-2\n", ["seeds"]),
+        ("\tseeds: 0-1\n", ["sweep.yaml"]),
+        ("- 1\n", ["sweep.yaml"]),
+        ("seeds: 0-1\nfolds: 3\n", ["folds"]),
+        ("group_size: [1, 2]\n", ["group_size"]),
+        ("overrides: [1, 2]\n", ["sweep.yaml", "incompatible"]),
+        ("experiments: mine.yaml\n", ["experiments"]),
+        ("experiments: [mine.yaml]\noverrides: {model.class_path: [os.system]}\n", ["os.system"]),
+        ("experiments: [mine.yaml]\noverrides: {model: subprocess.Popen}\n", ["Popen"]),
+    ],
+)
+def test_a_sweep_is_refused_in_one_line(tmp_path, monkeypatch, capsys, text, words):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(DEMO)
+    Path("sweep.yaml").write_text(text)
+    assert sweep_command(["--config", "sweep.yaml"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert all(word in line for word in words), line
+    assert not Path("results").exists()
+
+
+def test_the_check_loads_nothing_heavy():
+    code = "import sys, padim_bottle.experiment.config_check; assert not {'torch', 'anomalib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

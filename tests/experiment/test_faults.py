@@ -1,0 +1,431 @@
+"""Killed processes, full disks, two runs at once: whatever happens, a folder that looks whole is whole."""
+
+import errno
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import yaml
+
+from padim_bottle.errors import UserError, explain_failure
+from padim_bottle.experiment.train import train, train_command
+from padim_bottle.model.embedding_bank import EmbeddingBank
+from padim_bottle.sweep.sweep import sweep_command
+
+resource = pytest.importorskip("resource")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="signals, limits and forks"),
+]
+
+ROOT = Path(__file__).parents[2]
+NAME = "demo_synthetic_random_weights"
+
+
+@pytest.fixture(scope="module")
+def config():
+    """The demo, smaller."""
+    config = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
+    config["model"]["init_args"] |= {"image_size": [64, 64], "n_features": 20}
+    config["data"]["init_args"] |= {"size": 64, "train_good": 12, "test_good": 3, "test_per_defect": 1}
+    config["trainer"] |= {"accelerator": "cpu", "enable_progress_bar": False}
+    config["trainer"]["callbacks"][0]["init_args"]["report"] = False  # most of a small run's time
+    return config
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch, config):
+    """A current folder with small.yaml, and its data in place."""
+    monkeypatch.chdir(tmp_path)
+    Path("small.yaml").write_text(yaml.safe_dump(config))
+    from padim_bottle import SyntheticBottles
+
+    SyntheticBottles(**config["data"]["init_args"]).prepare_data()
+    return tmp_path
+
+
+def snapshot(folder):
+    """Return what is in a folder: the digest of each file, and when each folder last changed."""
+    return {
+        path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.is_file()
+        else path.stat().st_mtime_ns
+        for path in [folder, *folder.rglob("*")]
+    }
+
+
+def assert_whole(run):
+    """Everything is there and can be read, and the parts belong together."""
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["config_sha256"] == hashlib.sha256((run / "config.yaml").read_bytes()).hexdigest()
+    assert metrics["checkpoint_bytes"] == (run / "model.ckpt").stat().st_size
+    images = sum(metrics["images"].values())
+    assert len((run / "predictions.csv").read_text().splitlines()) == 1 + images
+    assert len(list(run.glob("images/*/*.png"))) == images
+
+
+def hidden(folder):
+    return [path.name for path in folder.rglob(".*") if path.is_dir()]
+
+
+# --- A full disk ---
+
+
+@contextmanager
+def file_size_limit(size):
+    """No file may grow beyond this: write() fails as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def one_line(capsys):
+    lines = capsys.readouterr().err.splitlines()
+    assert not [line for line in lines if "Traceback" in line]
+    (line,) = [line for line in lines if line.startswith("error: ")]
+    return line
+
+
+@pytest.mark.parametrize(
+    ("limit", "overrides", "words"),
+    [
+        (100_000, [], ["training embeddings", "TMPDIR"]),
+        (5_000_000, [], ["No space left"]),  # the checkpoint
+        (4_000, ["--model.calibration=false", "--model.position_calibration=false"], ["No space left"]),  # Lightning's
+    ],
+    ids=["embeddings", "checkpoint", "whatever is first"],
+)
+def test_a_full_disk_is_one_line_and_leaves_earlier_results_alone(workplace, capsys, limit, overrides, words):
+    train(Path("small.yaml"))
+    before = snapshot(workplace / "results" / NAME)
+    with file_size_limit(limit):
+        assert train_command(["--config", "small.yaml", "--model.alpha", "0.2", *overrides]) == 2
+        assert train_command(["--config", "small.yaml", "--seed", "7", *overrides]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 2
+    assert all(word in line for word in words for line in lines), lines
+    after = snapshot(workplace / "results" / NAME)
+    assert {path: value for path, value in after.items() if path != Path()} == {
+        path: value for path, value in before.items() if path != Path()
+    }
+    assert not list(workplace.rglob("*.ckpt.*"))
+
+
+@pytest.mark.parametrize("limit", [0, 300, 6_000])
+def test_a_disk_that_fills_while_results_are_written(workplace, capsys, monkeypatch, limit):
+    """The checkpoint is written by then; pictures, predictions.csv, config.yaml and metrics.json are not."""
+    from padim_bottle.experiment.results_writer import ResultsWriter
+
+    hook = ResultsWriter.on_test_start
+
+    def fill(self, trainer, model):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        hook(self, trainer, model)
+
+    monkeypatch.setattr(ResultsWriter, "on_test_start", fill)
+    with file_size_limit(resource.RLIM_INFINITY):
+        assert train_command(["--config", "small.yaml"]) == 2
+    assert "No space left" in one_line(capsys)
+    assert not (workplace / "results" / NAME).exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_on_a_full_disk_says_so_and_goes_on_when_there_is_room(workplace, capsys):
+    Path("sweep.yaml").write_text("experiments: [small.yaml]\nseeds: 0-1\ncache_folder: cache\n")
+    with file_size_limit(300_000):
+        assert sweep_command(["--config", "sweep.yaml"]) == 1
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    assert re.search("failed: .*seed_0: Cannot keep the features in cache.*cache_folder", errors)
+    assert not list(Path("cache").rglob("*"))
+    with file_size_limit(0):  # not even the record of the failure can be written
+        assert sweep_command(["--config", "sweep.yaml", "--results", "other"]) == 1
+    assert "failure is not recorded" in capsys.readouterr().err
+    assert not [path for path in Path("other").rglob("*") if path.suffix == ".json"]
+    assert sweep_command(["--config", "sweep.yaml"]) == 0
+    for seed in (0, 1):
+        assert_whole(Path("results", NAME, f"seed_{seed}"))
+
+
+def test_temporary_files_have_no_room(monkeypatch, tmp_path):
+    import torch
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    bank = EmbeddingBank()
+    with file_size_limit(1000), pytest.raises(UserError, match=f"training embeddings in {tmp_path}.*0.0 MB.*TMPDIR"):
+        for _ in range(3):
+            bank.append(torch.zeros(1, 10, 10))
+    assert not list(tmp_path.iterdir())
+
+
+# --- Other places and neighbours ---
+
+
+def test_the_data_are_only_read(workplace):
+    """Nothing is written beneath the data folder, so it may be read-only (root may write there all the same)."""
+    data = workplace / "datasets"
+    before = snapshot(data)
+    for path in [data, *data.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        train(Path("small.yaml"))
+        assert snapshot(data) == before
+    finally:
+        for path in [data, *data.rglob("*")]:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    assert_whole(workplace / "results" / NAME / "seed_42")
+
+
+def test_results_on_another_file_system(workplace):
+    other = Path("/dev/shm")
+    if not other.is_dir() or not os.access(other, os.W_OK) or other.stat().st_dev == workplace.stat().st_dev:
+        pytest.skip("needs a second file system that can be written: /dev/shm")
+    with tempfile.TemporaryDirectory(dir=other) as results:
+        for _ in range(2):  # the second one replaces the first
+            assert train_command(["--config", "small.yaml", "--results", results]) == 0
+        assert_whole(Path(results, NAME, "seed_42"))
+        assert [path.name for path in Path(results).rglob("seed_*")] == ["seed_42"]
+        assert not hidden(Path(results))
+
+
+def test_a_killed_data_worker_is_one_line(workplace, config, capsys, monkeypatch):
+    """As the system does when memory runs out."""
+    mine = os.getpid()
+
+    def die(path):
+        assert os.getpid() != mine
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("padim_bottle.data.mvtec.read_image", die)
+    assert train_command(["--config", "small.yaml", "--data.num_workers", "2"]) == 2
+    line = one_line(capsys)
+    assert "killed" in line
+    assert "num_workers" in line
+    assert not Path("results", NAME).exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "big.ckpt"), ["big.ckpt", "No space left"]),
+        (OSError(errno.ENOSPC, "full", "whole.ckpt", None, "copy.ckpt"), ["copy.ckpt", "No space left"]),
+        (OSError(errno.EROFS, os.strerror(errno.EROFS), "out.png"), ["out.png", "Read-only"]),
+        (RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly"), ["12, 13", "killed"]),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that ..."),
+            ["7", "(Bus)", "shared memory"],
+        ),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"), ["Memory"]),
+        (MemoryError(), ["Memory"]),
+    ],
+)
+def test_what_the_machine_did_is_told_apart_from_what_the_program_did(error, words):
+    wrapped = ValueError("something else")
+    wrapped.__cause__ = error
+    for one in (error, wrapped):
+        assert all(word in explain_failure(one) for word in words), explain_failure(one)
+    defect = KeyError("a defect of the program")
+    defect.__context__ = UserError("met and mended before")
+    assert explain_failure(defect) is None
+
+
+def test_ctrl_c_says_that_nothing_was_left(workplace, capsys, monkeypatch):
+    from padim_bottle.experiment.results_writer import ResultsWriter
+
+    def press(self, trainer, model):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ResultsWriter, "on_test_end", press)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert train_command(["--config", "small.yaml"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)  # Lightning ignores it from the first one on
+    assert "interrupted: nothing half-written was left behind" in capsys.readouterr().err
+    assert not Path("results", NAME).exists()
+
+
+# --- Killed at any moment ---
+
+ZYGOTE = """
+import json, os, sys
+import padim_bottle.sweep.feature_cache, padim_bottle.experiment.results_writer, padim_bottle.comparison.files
+import padim_bottle.data.synthetic_datamodule
+import padim_bottle.model.padim, padim_bottle.comparison.markdown, filelock, rich.progress, omegaconf
+from padim_bottle.experiment.train import train_command
+from padim_bottle.sweep.sweep import sweep_command
+
+COMMANDS = {"train": train_command, "sweep": sweep_command}
+CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
+
+def die_after(survived):
+    changes = 0
+
+    def count(event, arguments):
+        nonlocal changes
+        if event in CHANGES or event == "open" and arguments[2] & os.O_CREAT:
+            if changes == survived:
+                os.kill(os.getpid(), 9)
+            changes += 1
+
+    sys.addaudithook(count)
+    return lambda: changes
+
+print("ready", flush=True)
+for line in sys.stdin:
+    children = []
+    folder, survived, commands = json.loads(line)
+    for command, arguments in commands:
+        child = os.fork()
+        if not child:
+            os.setsid()
+            os.chdir(folder)
+            sys.stdout = sys.stderr = open("errors.txt", "w")
+            count = die_after(survived)
+            code = COMMANDS[command](arguments)
+            with open("changes.txt", "w") as file:
+                file.write(str(count()))
+            os._exit(code)
+        children.append(child)
+    print(json.dumps(children), flush=True)
+    print(json.dumps([os.waitpid(child, 0)[1] for child in children]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def zygote():
+    """A process that has done the imports; each command is a fork of it."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", ZYGOTE], **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def start(workplace, zygote):
+    """Start commands at once, in processes of their own; return these and a function that waits for their ends.
+
+    With ``survived`` they kill themselves before the change of the disk that follows so many others.
+    """
+
+    def start(*commands, survived=-1):
+        zygote.stdin.write(json.dumps([str(workplace), survived, commands]) + "\n")
+        zygote.stdin.flush()
+        return json.loads(zygote.stdout.readline()), lambda: json.loads(zygote.stdout.readline())
+
+    return start
+
+
+def kill_at(children, moment, wait):
+    time.sleep(moment)
+    for child in children:
+        for kill in (os.killpg, os.kill):  # it may not have made its own group yet, or have ended already
+            with suppress(ProcessLookupError):
+                kill(child, signal.SIGKILL)
+    return wait()
+
+
+def numbers(run):
+    metrics = json.loads((run / "metrics.json").read_text())
+    own = {
+        "seconds",
+        "peak_memory_bytes",
+        "finished",
+        "features_from_seed",
+        "checkpoint_bytes",
+        "git_commit",
+        "code_sha256",
+    }
+    return {key: value for key, value in metrics.items() if key not in own}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_killed_at_ten_random_moments_nothing_half_written_looks_whole(workplace, start, command):
+    Path("sweep.yaml").write_text("experiments: [small.yaml]\nseeds: 1-2\n")
+    arguments = {
+        "train": ["--config", "small.yaml", "--seed", "1"],
+        "sweep": ["--config", "sweep.yaml"],
+    }[command]
+    seeds = (1,) if command == "train" else (1, 2)
+    results = workplace / "results" / NAME
+
+    train(Path("small.yaml"), seed=0)  # an earlier run that must stay as it is
+    earlier = snapshot(results / "seed_0")
+    began = time.monotonic()
+    _, wait = start((command, arguments))
+    assert wait() == [0], Path("errors.txt").read_text(errors="replace")[-2000:]
+    duration = time.monotonic() - began
+    expected = {seed: numbers(results / f"seed_{seed}") for seed in seeds}
+
+    rng = random.Random(0)
+    finished_early = 0
+    for turn in range(10):
+        if turn % 2:  # else finished runs are there: they are done again by train.py, and kept by sweep.py
+            for seed in seeds:
+                shutil.rmtree(results / f"seed_{seed}", ignore_errors=True)
+        children, wait = start((command, arguments))
+        (status,) = kill_at(children, rng.uniform(0, duration), wait)
+        finished_early += status == 0
+        for run in results.glob("seed_*"):
+            assert_whole(run)
+        assert snapshot(results / "seed_0") == earlier
+    assert finished_early < 8
+
+    _, wait = start((command, arguments))
+    assert wait() == [0], Path("errors.txt").read_text(errors="replace")[-2000:]
+    assert {path.name for path in results.glob("seed_*")} == {f"seed_{seed}" for seed in (0, *seeds)}
+    assert {seed: numbers(results / f"seed_{seed}") for seed in seeds} == expected
+    assert snapshot(results / "seed_0") == earlier
+    assert not hidden(workplace / "results")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_killed_before_any_change_of_the_disk_nothing_half_written_looks_whole(workplace, start):
+    """Moments that a clock hardly meets: between the files of a result, and while it gets its name."""
+    run, command = workplace / "results" / NAME / "seed_42", ("train", ["--config", "small.yaml"])
+    _, wait = start(command)
+    assert wait() == [0]
+    changes = int(Path("changes.txt").read_text())
+    expected = numbers(run)
+    for turn, survived in enumerate(random.Random(0).sample(range(changes * 2 // 3, changes), 10)):
+        if turn % 2:
+            shutil.rmtree(run, ignore_errors=True)
+        _, wait = start(command, survived=survived)
+        wait()
+        for found in run.parent.glob("seed_*"):
+            assert_whole(found)
+    _, wait = start(command)
+    assert wait() == [0]
+    assert numbers(run) == expected
+    assert [path.name for path in run.parent.iterdir()] == ["seed_42"]
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_into_the_same_folder(workplace, start):
+    """Several times, with the same configuration and with two: both end well, and what they leave is whole."""
+    same = ("train", ["--config", "small.yaml"])
+    other = ("train", ["--config", "small.yaml", "--model.alpha", "0.3"])
+    for pair in ((same, same), (same, other), (other, same)):
+        _, wait = start(*pair)
+        assert wait() == [0, 0], Path("errors.txt").read_text(errors="replace")[-2000:]
+        for run in Path("results", NAME).iterdir():
+            assert_whole(run)
+        assert not hidden(Path("results"))

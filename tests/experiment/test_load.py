@@ -1,0 +1,111 @@
+"""Memory: bounded on large test sets, and not growing while a model is used."""
+
+import gc
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from padim_bottle.data.synthetic import write_bottles
+from padim_bottle.evaluation.metrics import Predictions, Thresholds, evaluate
+from padim_bottle.model.network import PadimModel
+from padim_bottle.model.padim import Padim
+
+ROOT = Path(__file__).parents[2]
+
+
+def resident():
+    """Return this process's resident memory in bytes."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_evaluation_needs_few_bytes_a_pixel():
+    """Beside its inputs, for images of one defect type: what the module's documentation says."""
+    rng = np.random.default_rng(0)
+    shape = (200, 128, 128)
+    masks = np.zeros(shape, bool)
+    masks[100:, 20:40, 20:40] = True
+    maps = rng.standard_normal(shape, np.float32) + masks
+    types = ["good"] * 100 + ["dent"] * 100
+    predictions = Predictions(
+        [f"{i}.png" for i in range(200)], types, np.array(types) != "good", maps.max(axis=(1, 2)), maps, masks
+    )
+    thresholds = Thresholds(4.0, 4.0, "given")
+    gc.collect()
+    tracemalloc.start()
+    evaluate(predictions, thresholds)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 13 * maps.size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_two_hundred_predictions_leak_nothing():
+    """The calibrated Lightning module as ``predict`` calls it, images of changing number, CPU."""
+    model = Padim("resnet18", ["layer1", "layer2"], pre_trained=False, n_features=20, image_size=(64, 64))
+    network: PadimModel = model.model
+    generator = torch.Generator().manual_seed(0)
+    network.train()
+    for _ in range(3):
+        network(torch.randn(4, 3, 64, 64, generator=generator))
+    model.fit()
+    model.eval()
+
+    def predict(number):
+        with torch.inference_mode():
+            return float(model(torch.rand(1 + number % 4, 3, 80, 90, generator=generator)).pred_score.sum())
+
+    for number in range(40):  # allocators and caches fill first
+        predict(number)
+    gc.collect()
+    objects, memory = len(gc.get_objects()), resident()
+    tracemalloc.start()
+    traced, _ = tracemalloc.get_traced_memory()
+    for number in range(200):
+        assert np.isfinite(predict(number))
+    gc.collect()
+    grown, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # An image is 86 KB, a batch's features some 400 KB: 200 kept ones would be 20 to 80 MB.
+    assert grown - traced < 500_000
+    assert len(gc.get_objects()) - objects < 200
+    assert resident() - memory < 15e6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(not os.environ.get("PADIM_LOAD_TEST"), reason="takes ten minutes: set PADIM_LOAD_TEST=1")
+def test_two_thousand_training_and_test_images_run_in_bounded_memory(tmp_path):
+    """900 x 900 pixels, ResNet-18 at 256 x 256, pixel metrics and pictures included; links to a few distinct files."""
+    write_bottles(tmp_path / "few", "bottle", size=900, train_good=20, test_good=10, test_per_defect=5, seed=0)
+    few, many = tmp_path / "few" / "bottle", tmp_path / "many" / "bottle"
+    for folder in sorted(path for path in few.rglob("*") if path.is_dir() and any(path.glob("*.png"))):
+        files = sorted(folder.glob("*.png"))
+        part = folder.relative_to(few)
+        count = {"train": 2000, "test": 1000 if part.name == "good" else 334, "ground_truth": 334}[part.parts[0]]
+        (many / part).mkdir(parents=True)
+        for number in range(count):
+            source = files[number % len(files)]
+            name = f"{number:04}{'_mask' if part.parts[0] == 'ground_truth' else ''}.png"
+            os.link(source, many / part / name)
+    command = [
+        sys.executable, str(ROOT / "scripts" / "train.py"), "--config", str(ROOT / "configs" / "padim_resnet18.yaml"),
+        "--model.pre_trained=false", f"--data.root={many.parent}", "--data.verify=false", "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false", f"--results={tmp_path / 'results'}",
+    ]  # fmt: skip
+    subprocess.run(command, check=True, cwd=tmp_path)
+    metrics = json.loads((tmp_path / "results" / "padim_resnet18" / "seed_42" / "metrics.json").read_text())
+    shutil.rmtree(tmp_path / "results")
+    print(json.dumps({key: metrics[key] for key in ("seconds", "peak_memory_bytes", "pixel_AUROC", "pixel_AUPRO")}))
+    assert metrics["images"] == {"good": 1000, "defective": 1002}
+    assert metrics["pixel_AUPRO"] is not None
+    assert metrics["peak_memory_bytes"]["process"] < 6e9
+    assert metrics["peak_memory_bytes"]["largest_worker"] < 1e9

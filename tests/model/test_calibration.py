@@ -1,0 +1,199 @@
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from padim_bottle.errors import UserError
+from padim_bottle.model.calibration import (
+    calibrate,
+    conformal_threshold,
+    leave_one_out_distances,
+    leave_one_out_z,
+    p_value,
+    position_statistics,
+)
+from padim_bottle.model.gaussian import COVARIANCE_EPSILON, PatchGaussians
+from padim_bottle.model.post_processor import CalibratedPostProcessor
+
+
+def leave_one_out(embedding):
+    gaussians = PatchGaussians()
+    gaussians.update(embedding)
+    count = len(embedding)
+    return leave_one_out_distances(embedding - gaussians.mean, gaussians.covariance(slice(None), count - 2))
+
+
+def refit_without(embedding, i):
+    """The definition: fit without image i in float64, then measure image i."""
+    rest = torch.cat([embedding[:i], embedding[i + 1 :]]).double()
+    expected = []
+    for position in range(embedding.shape[1]):
+        x = rest[:, position]
+        covariance = torch.cov(x.T) + COVARIANCE_EPSILON * torch.eye(x.shape[1], dtype=torch.float64)
+        delta = embedding[i, position].double() - x.mean(0)
+        expected.append((delta @ torch.linalg.solve(covariance, delta)).sqrt())
+    return torch.stack(expected)
+
+
+@pytest.mark.parametrize(("count", "features"), [(60, 10), (12, 10), (8, 30), (3, 5)])
+def test_leave_one_out_equals_refitting_without_the_image(count, features):
+    generator = torch.Generator().manual_seed(count)
+    embedding = torch.randn(count, 11, features, generator=generator) * torch.logspace(-1, 0.5, features)
+    distances = leave_one_out(embedding)
+    for i in (0, 1, count // 2, count - 1):
+        torch.testing.assert_close(distances[i].double(), refit_without(embedding, i), rtol=1e-4, atol=0)
+
+
+def test_leave_one_out_distances_exceed_the_training_distances():
+    embedding = torch.randn(30, 5, 20, generator=torch.Generator().manual_seed(0))
+    gaussians = PatchGaussians()
+    gaussians.update(embedding)
+    gaussians.factorize(slice(None))
+    assert (leave_one_out(embedding) > gaussians.distance(embedding)).all()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_fewer_than_three_images_are_refused(count):
+    with pytest.raises(UserError, match=f"at least 3 training images, found {count}"):
+        leave_one_out_distances(torch.zeros(count, 4, 2), torch.eye(2).repeat(4, 1, 1))
+
+
+def test_identical_training_images_give_zero_not_nan(caplog):
+    distances = leave_one_out(torch.ones(6, 4, 3))
+    assert torch.equal(distances, torch.zeros(6, 4))
+    calibration = calibrate(
+        distances.unflatten(1, (2, 2)), lambda maps: maps, pixel_quantile=0.9995, position_calibration=True
+    )
+    assert "The 6 training images do not differ" in caplog.text
+    assert torch.equal(calibration.scores, torch.zeros(6))
+    assert (calibration.map_std > 0).all()
+    post_processor = CalibratedPostProcessor(alpha=0.2)
+    post_processor.calibrate(calibration)
+    # One more identical image is good, anything that differs is not.
+    scores = torch.tensor([0.0, 1e-3])
+    assert (scores >= post_processor.image_threshold).tolist() == [False, True]
+    assert torch.isfinite(post_processor._normalize_score(scores)).all()
+
+
+def test_leave_one_out_z_equals_standardising_by_the_other_maps():
+    maps = torch.rand(9, 4, 5, generator=torch.Generator().manual_seed(0)).double()
+    mean, std = position_statistics(iter(maps.split(4)), 9)
+    torch.testing.assert_close(mean, maps.mean(0))
+    torch.testing.assert_close(std, maps.std(0))
+    z = leave_one_out_z(maps, mean, std, 9)
+    for i in range(9):
+        rest = torch.cat([maps[:i], maps[i + 1 :]])
+        torch.testing.assert_close(z[i], (maps[i] - rest.mean(0)) / rest.std(0))
+
+
+def test_position_statistics_survive_a_large_common_offset():
+    maps = 1e4 + torch.rand(50, 3, 3, generator=torch.Generator().manual_seed(0))  # float32, as anomaly maps are
+    mean, std = position_statistics(iter(maps.split(7)), 50)
+    torch.testing.assert_close(mean, maps.double().mean(0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(std, maps.double().std(0), rtol=1e-9, atol=0)
+
+
+def test_where_good_images_do_not_differ_a_difference_counts_but_not_infinitely():
+    maps = torch.randn(20, 4, 5, generator=torch.Generator().manual_seed(0)) * 50
+    maps[:, 1, 2] = 3.0
+    mean, std = position_statistics(iter(maps.split(8)), 20)
+    floor = 1e-3 * maps.double().std(0).median()
+    torch.testing.assert_close(std[1, 2], floor)
+    torch.testing.assert_close(leave_one_out_z(maps, mean, std, 20)[:, 1, 2], torch.zeros(20).double())
+    # Far off, the variance of the others (their formula, fed with this image) is below the floor.
+    odd = maps[:1].clone()
+    odd[0, 1, 2] += 7.0
+    torch.testing.assert_close(leave_one_out_z(odd, mean, std, 20)[0, 1, 2], 7.0 * (20 / 19) / floor)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_pixel_threshold_is_the_quantile_of_all_pixels(batch_size, caplog):
+    maps = torch.rand(10, 20, 20, generator=torch.Generator().manual_seed(0))
+    calibration = calibrate(
+        maps, lambda batch: batch, pixel_quantile=0.995, position_calibration=False, batch_size=batch_size
+    )
+    expected = np.quantile(maps.numpy().ravel(), 0.995, method="inverted_cdf")
+    assert calibration.pixel_threshold.item() == pytest.approx(float(expected), rel=1e-6)
+    torch.testing.assert_close(calibration.scores, maps.flatten(1).amax(1).sort().values)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("count", "alpha"),
+    [(19, 0.05), (20, 0.05), (99, 0.01), (100, 0.01), (100, 0.05), (209, 0.01), (209, 0.05), (209, 0.1), (20, 0.5)],
+)
+def test_threshold_and_p_value_say_the_same(count, alpha):
+    scores = torch.rand(count, generator=torch.Generator().manual_seed(count))
+    threshold = conformal_threshold(scores, alpha)
+    ordered = scores.sort().values
+    candidates = torch.cat([ordered, (ordered[1:] + ordered[:-1]) / 2, torch.tensor([-1.0, 2.0])])
+    p = p_value(candidates, ordered)
+    # In exact arithmetic p <= alpha; the slack is for alpha (N + 1) being whole but not so in floating point.
+    assert torch.equal(candidates >= threshold, p <= alpha + 1e-6)
+    # And the threshold is the one that the definition names.
+    rank = next(k for k in range(count + 1) if k >= (count + 1) * (1 - alpha) - 1e-9)
+    assert ordered[rank - 1] < threshold <= math.nextafter(ordered[rank - 1].item(), math.inf) + 1e-6
+
+
+def test_p_value_counts_scores_at_least_as_high():
+    calibration = torch.tensor([1.0, 2.0, 2.0, 3.0])
+    p = p_value(torch.tensor([0.5, 1.0, 2.0, 2.5, 3.0, 4.0]), calibration)
+    torch.testing.assert_close(p, torch.tensor([5, 5, 4, 2, 2, 1]) / 5)
+
+
+def test_too_few_images_for_alpha_warn_and_use_the_largest_score(caplog):
+    scores = torch.arange(10.0)
+    with caplog.at_level(logging.WARNING):
+        threshold = conformal_threshold(scores, alpha=0.05)
+    assert 9 < threshold < 9.001
+    assert "needs at least 19 training images, there are 10" in caplog.text
+    assert "rate of 0.0909" in caplog.text
+    caplog.clear()
+    # 19 is enough: the largest score of 19 is exceeded by one new image in 20.
+    conformal_threshold(torch.arange(19.0), alpha=0.05)
+    assert "needs at least" not in caplog.text
+    caplog.clear()
+    conformal_threshold(torch.arange(50.0), alpha=0.05)
+    assert "rests on the 2 largest scores" in caplog.text
+    caplog.clear()
+    conformal_threshold(torch.arange(100.0), alpha=0.05)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.1])
+@pytest.mark.parametrize("position_calibration", [True, False])
+def test_false_alarm_rate_on_new_images_is_what_alpha_promises(alpha, position_calibration):
+    """Gaussian embeddings with more features than the position statistics can hide, 5 training sets of 150 images."""
+    false_alarms = trials = 0
+    bounds = np.zeros(2)
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        count, new = 150, 400
+        scale = torch.rand(36, 20, generator=generator) + 0.2
+        train = torch.randn(count, 36, 20, generator=generator) * scale
+        test = torch.randn(new, 36, 20, generator=generator) * scale
+        gaussians = PatchGaussians()
+        gaussians.update(train)
+        distances = leave_one_out_distances(train - gaussians.mean, gaussians.covariance(slice(None), count - 2))
+        calibration = calibrate(
+            distances.unflatten(1, (6, 6)), lambda maps: maps, pixel_quantile=0.9995,
+            position_calibration=position_calibration,
+        )  # fmt: skip
+        gaussians.factorize(slice(None))
+        maps = gaussians.distance(test).unflatten(1, (6, 6))
+        if position_calibration:
+            maps = (maps - calibration.map_mean) / calibration.map_std
+        scores = maps.flatten(1).amax(1)
+        false_alarms += int((scores >= conformal_threshold(calibration.scores, alpha)).sum())
+        trials += new
+        # Given its training set a threshold's rate is Beta distributed, so the count is beta-binomial.
+        rank = math.ceil((count + 1) * (1 - alpha) - 1e-9)
+        bounds += (
+            stats.betabinom(new, count + 1 - rank, rank).mean(),
+            stats.betabinom(new, count + 1 - rank, rank).var(),
+        )
+    mean, deviation = bounds[0], math.sqrt(bounds[1])
+    assert abs(false_alarms - mean) < 3 * deviation, f"{false_alarms} of {trials}, expected {mean} +- {deviation}"

@@ -1,0 +1,283 @@
+"""report.html of runs and of sweeps: what it says, and that nothing in it is loaded or run that should not be."""
+
+import json
+import logging
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from recorded_runs import write_run
+
+from padim_bottle.commands.report import report_command
+from padim_bottle.comparison.page import write_sweep_report
+from padim_bottle.errors import UserError
+from padim_bottle.experiment.train import train
+from padim_bottle.model.calibration import p_value
+from padim_bottle.report.run_report import write_report
+from padim_bottle.runs.finished import DATA_FILE, read_recorded_run, reference_thresholds
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+NO_FIGURES = ("padim_bottle.figures.gallery.FIGURES", {})  # for the sake of time
+HOSTILE = "<img src=x onerror=alert(1)>&\"'</script>".replace("/", "")
+
+
+class Page(HTMLParser):
+    """The tags of a page, its text, its tables and its block of data."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags, self.text, self.rows, self.data = [], "", [], None
+        self._in_data = self._in_cell = False
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self._in_data = ("id", "data") in attributes
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th") and self.rows:
+            self.rows[-1].append("")
+        self._in_cell |= tag in ("td", "th")
+
+    def handle_endtag(self, tag):
+        self._in_cell &= tag not in ("td", "th")
+
+    def handle_data(self, data):
+        if self._in_data:
+            self.data, self._in_data = json.loads(data), False
+        else:
+            self.text += data
+            if self._in_cell:
+                self.rows[-1][-1] += data.strip()
+
+    def row(self, name):
+        return next(row for row in self.rows if row and row[0] == name)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    run = write_run(tmp_path_factory.mktemp("results") / "an_experiment" / "seed_0")
+    write_report(run)
+    return run
+
+
+def test_a_report_names_its_run_and_shows_its_metrics(folder):
+    page, metrics = Page(folder / "report.html"), json.loads((folder / "metrics.json").read_text())
+    names = ("image_AUROC", "pixel_AUROC", "pixel_AUPRO", "image_F1Score", "image_F1Max", "image_F1Score_anomalib")
+    assert page.row("an_experiment, seed 0")[1:] == [f"{metrics[name]:.4f}" for name in names]
+    large = metrics["per_defect"]["broken_large"]
+    assert page.row("broken_large")[1:] == [
+        "5",
+        *(f"{large[name]:.4f}" for name in ("image_AUROC", "pixel_AUROC", "pixel_AUPRO", "recall")),
+    ]
+
+
+def test_a_report_loads_nothing(folder):
+    page = Page(folder / "report.html")
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "action", "data", "srcset"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:image/", "#")), (tag, value)
+        assert tag not in ("link", "iframe", "object", "base")
+    assert "url(" not in page.source and "@import" not in page.source
+    (policy,) = [a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    assert "unsafe" not in policy
+
+
+def test_the_gallery_has_every_image_by_falling_score(folder):
+    page, table = Page(folder / "report.html"), read_recorded_run(folder).predictions
+    assert [image["score"] for image in page.data["images"]] == sorted(table["score"], reverse=True)
+    photographs = [a for t, a in page.tags if t == "img" and a["src"].startswith("data:image/jpeg") and "loading" in a]
+    assert len(photographs) == len(table)
+    titles = {attributes["alt"].split(":")[0] for attributes in photographs}
+    assert titles == {f"{row.defect_type}/{row.image}" for row in table.itertuples()}
+
+
+@pytest.mark.parametrize(("real", "banners"), [(False, 2), (True, 0)])
+def test_what_is_not_real_says_so_and_stands_beside_no_published_figure(real, banners, tmp_path, monkeypatch):
+    monkeypatch.setattr(*NO_FIGURES)
+    run = write_run(tmp_path / "seed_0", real=real, pictures=False)
+    page = Page(write_report(run))
+    assert ("Synthetic images." in page.text, "Random weights." in page.text) == (not real, not real)
+    assert ("PatchCore" in page.text) == real
+    assert sum(a.get("class") == "banner" and a.get("role") == "note" for _, a in page.tags) == banners
+
+
+def test_alphas_mean_what_the_model_means_by_them():
+    """Each threshold splits scores exactly where the p-value passes alpha."""
+    run = type("Run", (), {})()
+    for count in (19, 30, 99, 209):
+        scores = np.sort(np.random.default_rng(count).gamma(4, 2, count).astype(np.float32))
+        run.calibration_scores, run.threshold = scores, None
+        run.metrics = {"thresholds": {"image_F1Max": None, "source": ""}}
+        found, reasons = reference_thresholds(run)
+        alphas = [alpha for alpha in (0.01, 0.05, 0.1) if count >= round(1 / alpha) - 1]
+        assert [reference.name for reference in found] == [f"alpha = {100 * alpha:g} %" for alpha in alphas]
+        assert len(reasons) == 3 - len(alphas)
+        candidates = torch.from_numpy(np.sort(np.concatenate([scores, np.nextafter(scores, np.float32(np.inf))])))
+        p_values = p_value(candidates, torch.from_numpy(scores))
+        for reference, alpha in zip(found, alphas, strict=True):
+            np.testing.assert_array_equal(candidates.numpy() >= reference.value, p_values.numpy() <= alpha + 1e-7)
+
+
+def test_thresholds_of_a_run(folder, caplog):
+    run = read_recorded_run(folder)
+    with caplog.at_level(logging.WARNING):
+        found = {reference.name: reference for reference in reference_thresholds(run)[0]}
+    assert not caplog.records
+    assert list(found) == ["alpha = 5 %", "alpha = 10 %", "F1Max", "anomalib's"]
+    assert found["alpha = 10 %"].value == run.metrics["thresholds"]["image"]
+    assert "this run's own" in found["alpha = 10 %"].note
+    f1 = {}
+    for name, reference in found.items():
+        counts = run.counts(reference.value)
+        tp, wrong = counts["true_positive"], counts["false_positive"] + counts["false_negative"]
+        f1[name] = 2 * tp / (2 * tp + wrong)
+    assert f1["F1Max"] == pytest.approx(run.metrics["image_F1Max"])
+    assert f1["anomalib's"] == pytest.approx(run.metrics["image_F1Score_anomalib"])
+    assert f1["alpha = 10 %"] == pytest.approx(run.metrics["image_F1Score"])
+    text = Page(folder / "report.html").text
+    assert "alpha = 1 % is not shown: it needs at least 99 training images, and there are 30." in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"training": 0}, "not calibrated"),
+        ({"types": {"good": 3}, "training": 0}, "not calibrated"),
+        ({"types": {"crack": 3}}, "crack"),
+        ({"data": False, "pictures": False}, "no picture was drawn"),
+        ({"alpha": 0.2}, "this run's own"),
+        ({"training": 3}, "alpha = 10 % is not shown"),
+    ],
+)
+def test_a_run_that_lacks_something_has_a_report_of_the_rest(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(*NO_FIGURES)
+    run = write_run(tmp_path / "seed_0", **arguments)
+    page = Page(write_report(run))
+    assert words in page.text
+    assert len(page.data["images"]) == sum(arguments.get("types", {"all": 19}).values())
+
+
+def test_hostile_names_are_text(tmp_path):
+    run = write_run(tmp_path / "seed_0", {"good": 2, HOSTILE: 2}, experiment="<b>bold</b>")
+    page = Page(write_report(run))
+    assert f"{HOSTILE}/002.png" in page.text
+    assert "<b>bold</b>" in page.text
+    assert HOSTILE in page.data["types"]
+    assert not any("onerror" in attributes for _, attributes in page.tags)
+    assert sum(tag == "script" for tag, _ in page.tags) == 2
+    captions = (run / "figures" / "captions.md").read_text()
+    assert "<img" not in captions
+
+
+def test_the_command_writes_the_same_report_again(folder, capsys):
+    files = ["report.html", *(str(path.relative_to(folder)) for path in (folder / "figures").iterdir())]
+    before = {name: (folder / name).read_bytes() for name in files}
+    (folder / "report.html").unlink()
+    (folder / "figures" / "roc.svg").unlink()
+    assert report_command([str(folder)]) == 0
+    assert capsys.readouterr().out.strip() == str(folder / "report.html")
+    assert {name: (folder / name).read_bytes() for name in files} == before
+
+
+def test_a_sweeps_report_compares_and_links(tmp_path, monkeypatch):
+    monkeypatch.setattr(*NO_FIGURES)
+    metrics = {}
+    for experiment, shift in (("first", 0), ("second", 10)):
+        for seed in (0, 1):
+            # Of the same images, so that they can be compared.
+            run = write_run(tmp_path / experiment / f"seed_{seed}", seed=seed + shift, experiment=experiment)
+            values = json.loads((run / "metrics.json").read_text())
+            (run / "metrics.json").write_text(json.dumps({**values, "seed": seed}))
+            metrics.setdefault(experiment, []).append(values)
+    write_report(tmp_path / "first" / "seed_1")
+    assert report_command([str(tmp_path), str(tmp_path / "first")]) == 0
+    page = Page(tmp_path / "report.html")
+    row = next(row for row in page.rows if row and row[0].startswith("first (") and "2 seeds" in row[0])
+    aurocs = [run["image_AUROC"] for run in metrics["first"]]
+    assert row[1] == f"{np.mean(aurocs):.4f} ± {np.std(aurocs, ddof=1):.4f}"
+    links = [a["href"] for t, a in page.tags if t == "a" and not a["href"].startswith("#")]
+    assert links == ["first/seed_1/report.html"]
+    assert "first (SYNTHETIC IMAGES, RANDOM WEIGHTS) and second (SYNTHETIC IMAGES, RANDOM WEIGHTS): " in page.text
+    assert "Demonstration." in page.text
+    assert sum(t == "img" and a["src"].startswith("data:image/svg+xml") for t, a in page.tags) == 1
+    own = Page(tmp_path / "first" / "report.html")
+    assert [a["href"] for t, a in own.tags if t == "a" and "html" in a["href"]] == ["seed_1/report.html"]
+
+
+@pytest.mark.parametrize("damage", ["metrics.json", "predictions.csv", "data", "columns", "values", "picture", "size"])
+def test_broken_files_are_an_error_for_people(damage, folder, tmp_path, capsys):
+    run = tmp_path / "seed_0"
+    shutil.copytree(folder, run)
+    if damage == "data":
+        np.savez(run / DATA_FILE, map_shape=np.array([{"a": 1}], dtype=object))  # would need pickle
+    elif damage == "columns":
+        (run / "predictions.csv").write_text("image_path,score\nx.png,1\n")
+    elif damage == "picture":
+        next((run / "images").rglob("*.png")).write_bytes(b"")
+    elif damage == "size":
+        shutil.copy(run / "figures" / "roc.png", next((run / "images").rglob("*.png")))
+    elif damage == "values":
+        (run / "metrics.json").write_text("{}")
+    else:
+        (run / damage).write_text("\0")
+    assert report_command([str(run)]) == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and str(run) in line
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_folder_without_runs_is_an_error_for_people(exists, tmp_path, capsys):
+    folder = tmp_path / "results"
+    if exists:
+        folder.mkdir()
+    assert report_command([str(folder)]) == 2
+    assert capsys.readouterr().err.startswith("error: There is no")
+    with pytest.raises(UserError):
+        write_sweep_report([folder], tmp_path)
+
+
+# The demo, smaller: 64 px pictures, 40 channels.
+SMALL = [
+    "--data.init_args.size", "64", "--data.init_args.train_good", "12", "--data.init_args.test_good", "2",
+    "--data.init_args.test_per_defect", "2", "--model.init_args.image_size", "[64, 64]",
+    "--model.init_args.n_features", "40", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
+]  # fmt: skip
+
+
+def test_a_fault_in_the_report_costs_no_number(tmp_path, monkeypatch, caplog):
+    def fail(folder):
+        raise RuntimeError("a mistake in the report")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("padim_bottle.report.run_report.write_report", fail)
+    with caplog.at_level(logging.WARNING):
+        experiment = train(CONFIGS / "demo.yaml", SMALL, seed=1)
+    run = experiment.results_writer.folder
+    assert {path.name for path in run.iterdir()} == {
+        "config.yaml", "images", "metrics.json", "model.ckpt", "predictions.csv",
+    }  # fmt: skip
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["image_AUROC"] is not None and metrics["seconds"]["total"] >= metrics["seconds"]["report"]
+    assert "could not be made (RuntimeError: a mistake in the report)" in caplog.text
+
+
+def test_a_trained_run_has_a_report_of_its_own_thresholds(tmp_path, monkeypatch):
+    """The model's threshold, to the last bit, is the one that the report computes from the scores in the files."""
+    monkeypatch.chdir(tmp_path)
+    experiment = train(CONFIGS / "demo.yaml", SMALL, seed=1)
+    folder = experiment.results_writer.folder
+    assert (folder / "report.html").is_file()
+    run = read_recorded_run(folder)
+    own = next(reference for reference in reference_thresholds(run)[0] if reference.name == "alpha = 10 %")
+    assert own.value == experiment.model.post_processor.image_threshold.item()
+    scores = experiment.model.post_processor.calibration_scores.cpu().numpy()
+    np.testing.assert_array_equal(run.calibration_scores, scores)
+    np.testing.assert_array_equal(run.arrays["map_std"], experiment.model.model.map_std.cpu().numpy())
+    assert run.counts(own.value) == run.metrics["confusion_matrix"]

@@ -1,0 +1,124 @@
+"""The folder of a run, published whole or not at all: by processes that die at any step, and by several at once."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from padim_bottle.runs.folder import RUN_FILES, picture_path, publish, remove_abandoned
+
+
+def hidden(folder):
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+PUBLISH = """
+import json, os, sys
+from pathlib import Path
+from padim_bottle.runs import folder as run_folder
+
+folder, survived, configs = Path(sys.argv[1], "seed_0"), int(sys.argv[2]), sys.argv[3:]
+watching = False
+
+def count(event, arguments):  # dies at the given change of the file system
+    global survived
+    if watching and event in ("os.rename", "os.remove", "os.rmdir"):
+        survived -= 1
+        if survived < 0:
+            os._exit(9)
+
+sys.addaudithook(count)
+for config in configs:
+    run_folder.remove_abandoned(folder)
+    partial = run_folder.partial_folder(folder)
+    partial.mkdir()
+    for name in run_folder.RUN_FILES:
+        (partial / name).write_text(json.dumps({"config_sha256": config, "by": os.getpid()}))
+    watching = True
+    run_folder.publish(partial, folder)
+    watching = False
+"""
+
+
+def publishing(root, *configs, survived=10**6):
+    """Start a process that publishes a run of each of these configurations, one after the other."""
+    command = [sys.executable, "-c", PUBLISH, str(root), str(survived), *configs]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def end_of(process):
+    _, errors = process.communicate(timeout=100)
+    assert "Traceback" not in errors, errors[-2000:]
+    return process.returncode
+
+
+@pytest.mark.parametrize("config", ["same", "another"])
+def test_a_kill_at_any_step_of_publishing_loses_no_finished_run(tmp_path, config):
+    """The process dies before its first, second, ... rename or removal; the next run begins by tidying up."""
+    for survived in range(100):
+        root = tmp_path / str(survived)
+        root.mkdir()
+        assert end_of(publishing(root, "same")) == 0
+        first = (root / "seed_0" / "metrics.json").read_text()
+        code = end_of(publishing(root, config, survived=survived))
+        visible = {path.name for path in root.iterdir() if not path.name.startswith(".")}
+        for name in visible:
+            assert {path.name for path in (root / name).iterdir()} == set(RUN_FILES)
+        remove_abandoned(root / "seed_0")
+        assert not hidden(root)
+        runs = {path.name: (path / "metrics.json").read_text() for path in root.iterdir()}
+        if config == "another":
+            assert first in runs.values()
+        else:
+            assert list(runs) == ["seed_0"]
+        if code == 0:
+            assert runs["seed_0"] != first
+            break
+        assert code == 9
+    assert survived >= 2
+
+
+def configurations(root):
+    return [json.loads((run / "metrics.json").read_text())["config_sha256"] for run in root.iterdir()]
+
+
+def test_processes_that_publish_to_one_folder_at_once_lose_nothing(tmp_path):
+    configs = [[f"{process}-{turn}" for turn in range(30)] for process in range(4)]
+    assert [end_of(process) for process in [publishing(tmp_path, *some) for some in configs]] == [0] * 4
+    assert not hidden(tmp_path)
+    assert sorted(configurations(tmp_path)) == sorted(config for some in configs for config in some)
+
+
+def test_the_same_configuration_published_at_once_leaves_one_run(tmp_path):
+    assert [end_of(process) for process in [publishing(tmp_path, *["same"] * 20) for _ in range(4)]] == [0] * 4
+    assert [path.name for path in tmp_path.iterdir()] == ["seed_0"]
+    assert {path.name for path in (tmp_path / "seed_0").iterdir()} == set(RUN_FILES)
+
+
+def test_where_nothing_can_be_published_the_finished_run_stays(tmp_path):
+    assert end_of(publishing(tmp_path, "same")) == 0
+    before = (tmp_path / "seed_0" / "metrics.json").read_text()
+    with pytest.raises(FileNotFoundError):
+        publish(tmp_path / "gone", tmp_path / "seed_0")
+    assert [path.name for path in tmp_path.iterdir()] == ["seed_0"]
+    assert (tmp_path / "seed_0" / "metrics.json").read_text() == before
+    assert {path.name for path in (tmp_path / "seed_0").iterdir()} == set(RUN_FILES)
+
+
+def test_a_kept_run_never_gets_a_name_that_is_taken(tmp_path):
+    assert end_of(publishing(tmp_path, *"abc")) == 0
+    shutil.rmtree(tmp_path / "seed_0.previous_1")
+    assert end_of(publishing(tmp_path, *"def")) == 0
+    assert sorted(configurations(tmp_path)) == list("bcdef")
+
+
+def test_images_of_one_name_have_pictures_of_their_own():
+    taken = set()
+    images = ["hole/a.png", "good/a.png", "hole/a.jpg", "hole/b.jpg"]
+    pictures = [picture_path(Path("test", image), taken) for image in images]
+    assert [str(path) for path in pictures] == [
+        "images/hole/a.png", "images/good/a.png", "images/hole/a.jpg.png", "images/hole/b.png",
+    ]  # fmt: skip

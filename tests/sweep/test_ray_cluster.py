@@ -1,0 +1,153 @@
+"""A sweep on a real Ray cluster of two nodes, all on the loopback."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from padim_bottle.sweep.sweep import sweep_command
+
+ray = pytest.importorskip("ray", reason="needs Ray: pip install -r requirements-ray.txt")
+
+pytestmark = pytest.mark.slow
+
+DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+# The demo, smaller, in the YAML's spelling; 2 CPUs a group, so a node takes one group at a time.
+SWEEP = f"""
+experiments: [{DEMO}]
+group_size: 2
+overrides:
+  data.init_args.size: 64
+  data.init_args.train_good: 12
+  data.init_args.test_good: 4
+  data.init_args.test_per_defect: 2
+  model.init_args.image_size: [[64, 64]]
+  model.init_args.n_features: 40
+  trainer.accelerator: cpu
+"""
+RUN_FILES = {"config.yaml", "figures", "images", "metrics.json", "model.ckpt", "predictions.csv", "report.html"}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """An empty current folder but for the sweep's YAML."""
+    folder = tmp_path_factory.mktemp("workplace")
+    (folder / "sweep.yaml").write_text(SWEEP)
+    before = Path.cwd()
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    node = {"num_cpus": 2, "object_store_memory": 100_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    cluster.add_node(**node)
+    yield cluster
+    cluster.shutdown()
+
+
+def descendants(process):
+    """The processes that a process started, and those that they started."""
+    parents = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                parents[int(folder.name)] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+    found = {process}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {process}
+
+
+def busy_workers():
+    """Processes that train a group, of clusters that this process started."""
+    for process in descendants(os.getpid()):
+        with contextlib.suppress(OSError):
+            if b"ray::_train_on_node" in Path(f"/proc/{process}/cmdline").read_bytes():
+                yield process
+
+
+def numbers(folder):
+    metrics = json.loads((folder / "metrics.json").read_text())
+    # A checkpoint holds the path of Lightning's folder, so its size depends on that.
+    own = {
+        "seconds", "peak_memory_bytes", "finished", "config_sha256", "features_from_seed", "checkpoint_bytes",
+    }  # fmt: skip
+    return {key: value for key, value in metrics.items() if key not in own}
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the worker to kill in /proc")
+def test_a_cluster_gives_the_local_results_though_a_worker_is_killed(cluster, workplace):
+    killed = []
+
+    def kill_one():
+        while not list(Path("remote").glob("*/seed_*")):
+            time.sleep(0.05)
+        for process in list(busy_workers())[:1]:
+            os.kill(process, signal.SIGKILL)
+            killed.append(process)
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    arguments = ["--config", "sweep.yaml", "--seeds", "0-3"]
+    assert sweep_command([*arguments, "--results", "remote", "--ray", cluster.address]) == 0
+    killer.join()
+    assert killed
+    assert sweep_command([*arguments, "--results", "local"]) == 0
+
+    (remote,) = Path("remote").glob("demo*")
+    (local,) = Path("local").glob("demo*")
+    seeds = {f"seed_{seed}" for seed in range(4)}
+    assert {path.name for path in remote.iterdir() if path.is_dir()} == seeds
+    for seed in seeds:
+        assert {path.name for path in (remote / seed).iterdir()} == RUN_FILES
+        assert (remote / seed / "predictions.csv").read_text() == (local / seed / "predictions.csv").read_text()
+        assert numbers(remote / seed) == numbers(local / seed)
+        assert "root: remote" in (remote / seed / "config.yaml").read_text()
+
+
+def test_a_finished_run_is_not_sent_out_again(cluster, workplace, capfd):
+    assert sweep_command(["--config", "sweep.yaml", "--seeds", "0-3", "--results", "remote", "--dry-run"]) == 0
+    assert "4 runs, 4 of them done" in capfd.readouterr().out
+
+
+def test_more_cpus_than_any_node_has_are_refused(cluster, workplace, capsys):
+    Path("greedy.yaml").write_text(SWEEP + "ray: {num_cpus: 64}")
+    assert sweep_command(["--config", "greedy.yaml", "--results", "greedy", "--ray", cluster.address]) == 2
+    assert "no node of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("listening", [False, True])
+def test_an_address_without_a_cluster_is_one_line_soon(listening, workplace, capfd):
+    with socket.socket() as server:
+        server.bind(("", 0))  # Ray turns 127.0.0.1 into the address of this machine
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        if listening:
+            server.listen()
+            threading.Thread(
+                target=lambda: server.accept()[0].sendall(b"220 mail.example ready\r\n"), daemon=True
+            ).start()
+        started = time.monotonic()
+        assert sweep_command(["--config", "sweep.yaml", "--results", "nowhere", "--ray", address]) == 2
+        assert time.monotonic() - started < 20
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: --ray: no Ray cluster at ")
+    assert address.partition(":")[2] in line
+
+
+@pytest.mark.parametrize("address", ["somewhere", "host:port", "127.0.0.1:99999"])
+def test_an_address_that_is_none_is_refused(address, workplace, capfd):
+    assert sweep_command(["--config", "sweep.yaml", "--results", "nowhere", "--ray", address]) == 2
+    assert address.rpartition(":")[2] in capfd.readouterr().err

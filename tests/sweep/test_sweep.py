@@ -1,0 +1,318 @@
+"""Sweeps over seeds and grids, on tiny synthetic bottles."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from padim_bottle.errors import UserError
+from padim_bottle.experiment.train import train
+from padim_bottle.sweep import sweep as sweeps
+from padim_bottle.sweep.feature_cache import FeatureCache
+from padim_bottle.sweep.sweep import name_suffix, parse_seeds, sweep_command
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "configs" / "demo.yaml"
+NAME = "demo_synthetic_random_weights"
+# The demo, smaller: 64 px pictures, 40 channels.
+SMALL = {
+    "data": {"size": 64, "train_good": 12, "test_good": 4, "test_per_defect": 2},
+    "model": {"image_size": [64, 64], "n_features": 40},
+}
+
+# For the sake of time.
+NO_REPORT = {"trainer.callbacks.report": False}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A current folder that holds nothing but the small demo, as small.yaml."""
+    folder = tmp_path_factory.mktemp("workplace")
+    config = yaml.safe_load(DEMO.read_text())
+    for part, arguments in SMALL.items():
+        config[part]["init_args"] |= arguments
+    config["trainer"]["accelerator"] = "cpu"
+    (folder / "small.yaml").write_text(yaml.safe_dump(config))
+    before = Path.cwd()
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+
+
+def write_sweep(name="sweep.yaml", **settings):
+    Path(name).write_text(yaml.safe_dump({"experiments": ["small.yaml"], **settings}, sort_keys=False))
+    return ["--config", name]
+
+
+@pytest.fixture(scope="module")
+def swept(workplace):
+    """The results of seeds 0 to 2."""
+    assert sweep_command([*write_sweep(), "--seeds", "0-2", "--results", "swept"]) == 0
+    return workplace / "swept" / NAME
+
+
+def read(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def numbers(folder):
+    # A checkpoint holds the path of Lightning's folder, so its size depends on that.
+    own = {"seconds", "peak_memory_bytes", "finished", "features_from_seed", "checkpoint_bytes"}
+    return {key: value for key, value in read(folder).items() if key not in own}
+
+
+def files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def error_of(arguments, capsys):
+    assert sweep_command(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_a_swept_run_is_the_run_that_train_makes(swept, workplace):
+    """Seed 2 took the features of seed 0, and not a digit differs, nor the config, nor the checkpoint's tensors."""
+    import torch
+
+    kept = workplace / "kept"
+    swept.parent.rename(kept)
+    try:
+        train(Path("small.yaml"), seed=2, results=Path("swept"))
+        alone = workplace / "alone"
+        swept.parent.rename(alone)
+    finally:
+        kept.rename(swept.parent)
+    alone, shared = alone / NAME / "seed_2", swept / "seed_2"
+    assert read(shared)["features_from_seed"] == 0
+    assert read(alone)["features_from_seed"] is None
+    assert files(shared) == files(alone)
+    assert numbers(shared) == numbers(alone)
+    for name in files(shared) - {"metrics.json", "model.ckpt"}:
+        assert (shared / name).read_bytes() == (alone / name).read_bytes(), name
+    checkpoints = [torch.load(run / "model.ckpt", weights_only=False) for run in (shared, alone)]
+    assert checkpoints[0].keys() == checkpoints[1].keys()
+    states = [dict(checkpoint["state_dict"]) for checkpoint in checkpoints]
+    torch.testing.assert_close(*states, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_sweep_leaves_runs_and_a_comparison(swept):
+    assert {path.name for path in swept.iterdir()} == {
+        "seed_0", "seed_1", "seed_2", "summary.csv", "summary.md", "comparison.png", "report.html",
+    }  # fmt: skip
+    assert {path.name for path in swept.parent.iterdir()} <= {NAME, ".sweep.lock"}
+    assert len({json.dumps(read(swept / f"seed_{seed}")["calibration"]) for seed in range(3)}) == 3
+
+
+def test_finished_runs_are_not_done_again(swept, monkeypatch, capsys):
+    monkeypatch.setattr(sweeps, "train_group", pytest.fail)
+    assert sweep_command(["--config", "sweep.yaml", "--seeds", "0-2", "--results", "swept"]) == 0
+    assert "0 runs to do, 3 done already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["code", "data", "config"])
+def test_a_run_of_other_code_data_or_settings_is_not_done(swept, change, monkeypatch, capsys):
+    arguments = ["--config", "sweep.yaml"]
+    if change == "code":
+        monkeypatch.setattr("padim_bottle.runs.environment.code_digest", lambda: "another")
+    elif change == "data":
+        monkeypatch.setattr("padim_bottle.experiment.cli.fingerprint", lambda *_: "another")
+    else:
+        arguments = write_sweep("alpha.yaml", overrides={"model.init_args.alpha": 0.2})
+    assert sweep_command([*arguments, "--seeds", "1-2", "--results", "swept", "--dry-run"]) == 0
+    assert "2 runs, 0 of them done" in capsys.readouterr().out
+
+
+def test_a_dry_run_lists_and_writes_nothing(swept, capsys):
+    assert sweep_command(["--config", "sweep.yaml", "--seeds", "2-3", "--results", "swept", "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"done   swept/{NAME}/seed_2",
+        f"to do  swept/{NAME}/seed_3",
+        "2 runs, 1 of them done",
+    ]
+    assert not (swept / "seed_3").exists()
+
+
+def test_a_grid_names_its_experiments(workplace, capsys):
+    arguments = write_sweep(
+        "grid.yaml",
+        seeds=[0, 4],
+        overrides={
+            "model.init_args.n_features": [10, 20],
+            "model.init_args.layers": [["layer1"], ["layer1", "layer2"]],
+            "trainer.accelerator": "cpu",
+        },
+    )
+    assert sweep_command([*arguments, "--dry-run"]) == 0
+    *lines, total = capsys.readouterr().out.splitlines()
+    assert total == "8 runs, 0 of them done"
+    assert f"to do  results/{NAME},n_features=20,layers=layer1+layer2/seed_4" in lines
+
+
+def test_two_keys_with_the_same_end_are_spelled_in_full():
+    assert name_suffix({"a.b.size": 3, "a.c.size": "x/y"}) == ",a.b.size=3,a.c.size=x-y"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "expected"),
+    [("0-3", [0, 1, 2, 3]), ("7", [7]), (5, [5]), ([3, 1, 3], [3, 1]), ("0-1, 5", [0, 1, 5])],
+)
+def test_seeds_are_ranges_lists_or_both(seeds, expected):
+    assert parse_seeds(seeds) == expected
+
+
+@pytest.mark.parametrize("seeds", ["", "a", "3-1", "-1", "1.5", [0, "x"], [], True, None, "0-", "0-999999999"])
+def test_other_seeds_are_refused(seeds):
+    with pytest.raises(UserError, match="seeds"):
+        parse_seeds(seeds)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"experiments": ["no_such.yaml"]}, ["no_such.yaml"]),
+        ({"experiments": []}, ["experiments"]),
+        ({"experiments": ["small.yaml", "small.yaml"]}, ["Two runs", "seed_0"]),
+        ({"seed": 3}, ["seed"]),
+        ({"group_size": "many"}, ["group_size", "many"]),
+        ({"group_size": 0}, ["group_size"]),
+        ({"ray": {"cpus": 3}}, ["ray.cpus"]),
+        ({"overrides": {"model.init_args.alpha": []}}, ["alpha", "at least one"]),
+        ({"overrides": {"model.init_args.seed": [1, 2]}}, ["'seeds'"]),
+        ({"overrides": {"model.init_args.alfa": [0.1]}}, ["alfa"]),
+        ({"overrides": {"model.init_args.n_features": list(range(1, 1001))}}, ["10000 runs", "max_runs: 200"]),
+    ],
+)
+def test_a_mistake_is_refused_in_one_line_before_anything_is_written(workplace, settings, words, capsys):
+    line = error_of([*write_sweep("wrong.yaml", **settings), "--results", "wrong"], capsys)
+    assert all(word in line for word in words), line
+    assert not Path("wrong").exists()
+
+
+def test_a_sweep_that_is_no_yaml_or_not_there_is_refused(workplace, capsys):
+    Path("broken.yaml").write_text("seeds: [0, 1\nresults: x")
+    assert "broken.yaml" in error_of(["--config", "broken.yaml"], capsys)
+    assert "no_such.yaml" in error_of(["--config", "no_such.yaml"], capsys)
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "metrics.json"])
+def test_a_run_folder_that_was_edited_is_refused_and_left_alone(swept, file, capsys):
+    path = swept / "seed_0" / file
+    before = path.read_text()
+    path.write_text(before.replace("alpha: 0.1", "alpha: 0.2") if file == "config.yaml" else before[:-30])
+    edited = path.read_text()
+    try:
+        line = error_of(["--config", "sweep.yaml", "--seeds", "0-5", "--results", "swept"], capsys)
+        assert "seed_0" in line
+        assert path.read_text() == edited
+        assert not (swept / "seed_3").exists()
+    finally:
+        path.write_text(before)
+
+
+def test_two_sweeps_in_one_results_folder_are_refused(swept, capsys):
+    from filelock import FileLock
+
+    with FileLock(swept.parent / ".sweep.lock"):
+        line = error_of(["--config", "sweep.yaml", "--seeds", "0-5", "--results", "swept"], capsys)
+    assert "Another sweep is at work in swept" in line
+
+
+def test_a_run_that_fails_is_recorded_and_stops_no_other(workplace, monkeypatch, capsys):
+    from padim_bottle.experiment.results_writer import ResultsWriter
+
+    arguments = [*write_sweep("failing.yaml", overrides=NO_REPORT), "--seeds", "0-2", "--results", "failing"]
+    on_test_end = ResultsWriter.on_test_end
+
+    def fail_once(self, trainer, model):
+        if model.seed == 0:
+            raise OSError("disk full")
+        on_test_end(self, trainer, model)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultsWriter, "on_test_end", fail_once)
+        assert sweep_command(arguments) == 1
+    folder = Path("failing", NAME)
+    assert "seed_0: OSError: disk full" in capsys.readouterr().err
+    record = json.loads((folder / "seed_0.failed.json").read_text())
+    assert record["error"] == "OSError: disk full"
+    assert "fail_once" in record["traceback"]
+    assert not (folder / "seed_0").exists()
+    # What seed 0 recorded was not whole, so seed 1 began anew.
+    assert [read(folder / f"seed_{seed}")["features_from_seed"] for seed in (1, 2)] == [None, 1]
+
+    assert sweep_command(arguments) == 0
+    assert (folder / "seed_0").is_dir()
+    assert not (folder / "seed_0.failed.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_a_killed_sweep_goes_on_where_it_was(workplace):
+    settings = write_sweep("killed.yaml", cache_folder="cache", overrides=NO_REPORT)
+    arguments = [*settings, "--seeds", "0-3", "--results", "killed"]
+    script = [sys.executable, str(ROOT / "scripts" / "sweep.py"), *arguments]
+    process = subprocess.Popen(script, stderr=subprocess.DEVNULL, start_new_session=True)
+    folder = Path("killed", NAME)
+    deadline = time.monotonic() + 60
+    while not (folder / "seed_0").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = {path.name: path.stat().st_ino for path in folder.glob("seed_*")}
+    assert 1 <= len(finished) < 4
+    assert not files(Path("cache")), "features vanish with the process"
+
+    assert sweep_command(arguments) == 0
+    assert {path.name for path in folder.glob("*seed_*")} == {f"seed_{seed}" for seed in range(4)}
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    assert not Path("killed", ".sweep").exists()
+    assert all((folder / name).stat().st_ino == inode for name, inode in finished.items())
+
+
+def test_experiments_without_shared_features_are_swept_too(workplace):
+    """Uncalibrated, a run has a pass over validation images: every seed is a plain run."""
+    arguments = write_sweep(
+        "plain.yaml",
+        seeds=[0, 1],
+        overrides={**NO_REPORT, "model.init_args.calibration": False, "model.init_args.position_calibration": False},
+    )
+    assert sweep_command([*arguments, "--results", "plain"]) == 0
+    assert [read(Path("plain", NAME, f"seed_{seed}"))["features_from_seed"] for seed in (0, 1)] == [None, None]
+
+
+def test_features_that_do_not_fit_the_batches_are_an_error(workplace):
+    import torch
+
+    from padim_bottle.experiment.cli import ExperimentCLI
+
+    experiment = ExperimentCLI(Path("small.yaml"), seed=0, quiet=True)
+    with FeatureCache() as cache:
+        cache.attach(experiment)
+        extractor = experiment.model.model.feature_extractor
+        extractor(torch.zeros(2, 3, 64, 64))
+        cache.complete()
+        assert cache.attach(experiment) == 0
+        with pytest.raises(RuntimeError, match="not those of these batches"):
+            extractor(torch.zeros(3, 3, 64, 64))
+
+
+def test_help_is_quick_and_loads_no_ray():
+    code = (
+        "import sys; from padim_bottle.sweep.sweep import sweep_command\n"
+        "try: sweep_command(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'ray', 'torch', 'anomalib'} & set(sys.modules)"
+    )
+    assert (
+        "--dry-run" in subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
+    )
