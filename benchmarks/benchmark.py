@@ -30,8 +30,8 @@ from fit_benchmark import scaling_benchmark, statistics_benchmark
 from predict_benchmark import predict_benchmark
 from process_usage import measure
 
-from padim_bottle.command_line import fail, positive
-from padim_bottle.errors import UserError
+from padim_bottle.commands.arguments import positive
+from padim_bottle.errors import UserError, run_command
 
 OUR_CONFIG = Path("configs/padim_resnet18.yaml")
 ANOMALIB_CONFIG = Path("configs/padim_resnet18_anomalib.yaml")
@@ -165,13 +165,7 @@ def benchmark_command(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     # What it measures runs in sessions of their own, and would outlive it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        options.run(options)
-    except UserError as error:
-        return fail(error)
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_command(lambda: options.run(options) or 0)
 
 
 def _parser() -> argparse.ArgumentParser:

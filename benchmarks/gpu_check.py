@@ -7,16 +7,16 @@ warm, so its times count. Heavy imports are inside the functions: ``--help`` ans
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from padim_bottle.command_line import fail, new_parser
-from padim_bottle.errors import UnavailableError, UserError
-from padim_bottle.experiment.train import quiet_imports
+from padim_bottle.commands.arguments import new_parser
+from padim_bottle.console import quiet_imports
+from padim_bottle.errors import UnavailableError, UserError, run_command
 from padim_bottle.files import write_whole
 
 if TYPE_CHECKING:
@@ -63,24 +63,22 @@ def gpu_check_command(arguments: Sequence[str] | None = None) -> int:
         "--output", type=Path, default=Path("results/gpu.md"), help="the table, Markdown (default: %(default)s)"
     )
     options, overrides = parser.parse_known_args(arguments)
-    try:
-        require_cuda()
-        with quiet_imports():
-            from device_comparison import check_device
+    return run_command(lambda: _check(options, overrides))
 
-        with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
-            workplace = Path(folder)
-            config, control, overrides, notes = prepare(
-                options.config, options.control, options.fallback, overrides, workplace
-            )
-            check = check_device(config, control, options.seed, workplace, overrides, progress=_say)
-        text = report(check, notes)
-        write_whole(options.output, text)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        return fail(error)
+
+def _check(options: argparse.Namespace, overrides: list[str]) -> int:
+    require_cuda()
+    with quiet_imports():
+        from device_comparison import check_device
+
+    with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
+        workplace = Path(folder)
+        config, control, overrides, notes = prepare(
+            options.config, options.control, options.fallback, overrides, workplace
+        )
+        check = check_device(config, control, options.seed, workplace, overrides, progress=_say)
+    text = report(check, notes)
+    write_whole(options.output, text)
     print(f"\n{text}\nWritten to {options.output}")
     return 0 if check.agreement.holds else 1
 

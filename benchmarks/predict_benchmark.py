@@ -158,8 +158,8 @@ def serve(contender: str, place: str, threads: int) -> None:
     """Be a contender: read from standard input the photos' paths, then a batch size and a number a line."""
     import resource
 
+    from padim_bottle.console import quiet
     from padim_bottle.data.images import read_image
-    from padim_bottle.experiment.train import quiet
 
     quiet()
     # What libraries print goes to standard error; standard output is for answers.
@@ -251,7 +251,7 @@ def stock(place: Path, device: str) -> Callable[[list[NDArray[np.uint8]]], Any]:
 
 def _export(model: Path, folder: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from padim_bottle.experiment.train import quiet; quiet(); "
+        "import sys; from pathlib import Path; from padim_bottle.console import quiet; quiet(); "
         "from padim_bottle.deploy.export import find_checkpoint, export; "
         f"export(find_checkpoint(Path({str(model)!r})), ['onnx', 'openvino'], Path({str(folder)!r}))"
     )

@@ -146,7 +146,8 @@ def run_watched(arguments: Sequence[str], record: Path) -> None:
         record: file to write.
     """
     main = time.time()
-    from padim_bottle.experiment.train import quiet, train_command
+    from padim_bottle.commands.train import train_command
+    from padim_bottle.console import quiet
 
     quiet()
     watches = Stopwatches([stage for stage, _ in (*STAGES, *BESIDE)])

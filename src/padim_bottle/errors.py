@@ -1,7 +1,12 @@
-"""The exceptions that are meant for people."""
+"""Errors for people, and how a command ends."""
 
 import errno
+import os
 import re
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -21,6 +26,66 @@ _KILLED_WORKER = re.compile(
     r"DataLoader worker \(pid\S* ([\d, ]+)\) (?:exited unexpectedly|is killed by signal: (\w+))"
 )
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+
+
+MISTAKE, UNEXPECTED, INTERRUPTED = 2, 70, 130
+
+
+def run_command(command: Callable[[], int], *, interrupted: str = "interrupted") -> int:
+    """Run a script's command, and turn whatever ends it into a message and an exit code.
+
+    0 and 1 are the command's own verdicts. 2: the user's mistake, or the machine's trouble, in one sentence. 70: an
+    unexpected error (``EX_SOFTWARE`` of sysexits.h), in one sentence, with its traceback in a file. 130: Ctrl-C.
+
+    Args:
+        command: does the work and returns 0 or 1, or 2 where it has said itself what is wrong.
+        interrupted: what to say after Ctrl-C.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SystemExit: whoever asked for it.
+    """
+    try:
+        return command()
+    except BrokenPipeError:
+        # Whoever read the lines has seen enough; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return MISTAKE
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return INTERRUPTED
+    except SystemExit as end:
+        # Lightning turns Ctrl-C into this.
+        if not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        print(interrupted, file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        message = explain_failure(error)
+        if message is not None:
+            print(f"error: {message}", file=sys.stderr)
+            return MISTAKE
+        print(f"unexpected error: {_last_line(error)} {_log(error)}", file=sys.stderr)
+        return UNEXPECTED
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1]}." if lines else f"{type(error).__name__}."
+
+
+def _log(error: BaseException) -> str:
+    text = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="padim-bottle-", suffix=".log", encoding="utf-8", delete=False
+        ) as file:
+            file.write(text)
+    except OSError:
+        return f"This is a fault of the program; please report it with this traceback:\n{text}"
+    return f"This is a fault of the program; please report it with {file.name}."
 
 
 def explain_failure(error: BaseException) -> str | None:

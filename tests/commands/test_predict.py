@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from padim_bottle.commands.predict import draw, find_photos, predict_command, read_ahead
+from padim_bottle.commands.predict import predict_command
 from padim_bottle.data.images import read_image
+from padim_bottle.deploy.photos import draw, find_photos, read_ahead
 from padim_bottle.deploy.predictor import ImagePrediction
 
 pytestmark = pytest.mark.slow

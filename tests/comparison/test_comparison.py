@@ -12,20 +12,20 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from padim_bottle.comparison.files import compare_command, write_comparison
+from padim_bottle.commands.compare import compare_command
+from padim_bottle.comparison.files import write_comparison
 from padim_bottle.comparison.markdown import report
-from padim_bottle.errors import UserError
-from padim_bottle.evaluation.metrics import Predictions, Thresholds, evaluate, predictions_table
-from padim_bottle.runs.table import (
+from padim_bottle.comparison.statistics import (
     bootstrap_images,
-    defect_metrics,
     false_alarms,
     image_bootstrap,
     paired_differences,
-    read_runs,
     summarise,
     t_interval,
 )
+from padim_bottle.errors import UserError
+from padim_bottle.evaluation.metrics import Predictions, Thresholds, evaluate, predictions_table
+from padim_bottle.runs.table import defect_metrics, read_runs
 
 REPOSITORY = Path(__file__).parents[2]
 GOOD = 8

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.v2 import Resize
 
+from padim_bottle.commands.train import train_command
 from padim_bottle.data.images import read_image, read_mask
 from padim_bottle.data.mvtec import MVTecAD
 from padim_bottle.errors import UserError
-from padim_bottle.experiment.train import train_command
 
 pytestmark = pytest.mark.slow
 

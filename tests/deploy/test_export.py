@@ -12,10 +12,11 @@ import torch
 from small_run import train_small
 from torchvision.transforms.v2 import Resize
 
+from padim_bottle.commands.export import export_command
 from padim_bottle.data.images import read_image
 from padim_bottle.deploy.antialiased_resize import AntialiasedResize
 from padim_bottle.deploy.card import MODEL_FILES
-from padim_bottle.deploy.export import PACKAGES, export, export_command
+from padim_bottle.deploy.export import PACKAGES, export
 from padim_bottle.deploy.predictor import ImagePrediction, load_predictor
 from padim_bottle.deploy.proof import SCORE_TOLERANCE, differences, proven
 from padim_bottle.errors import UserError

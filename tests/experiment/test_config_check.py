@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from padim_bottle.commands.sweep import sweep_command
+from padim_bottle.commands.train import train_command
 from padim_bottle.errors import UserError
 from padim_bottle.experiment.config_check import check_config
-from padim_bottle.experiment.train import train_command
-from padim_bottle.sweep.sweep import sweep_command
 
 ROOT = Path(__file__).parents[2]
 DEMO = (ROOT / "configs" / "demo.yaml").read_text()

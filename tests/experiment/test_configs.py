@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from padim_bottle.commands.train import train_command
 from padim_bottle.experiment.cli import ExperimentCLI
-from padim_bottle.experiment.train import train, train_command
+from padim_bottle.experiment.train import train
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

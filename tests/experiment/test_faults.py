@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from padim_bottle.commands.sweep import sweep_command
+from padim_bottle.commands.train import train_command
 from padim_bottle.errors import UserError, explain_failure
-from padim_bottle.experiment.train import train, train_command
+from padim_bottle.experiment.train import train
 from padim_bottle.model.embedding_bank import EmbeddingBank
-from padim_bottle.sweep.sweep import sweep_command
 
 resource = pytest.importorskip("resource")
 pytestmark = [

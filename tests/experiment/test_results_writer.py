@@ -16,8 +16,9 @@ from PIL import Image
 from sklearn.metrics import f1_score, roc_auc_score
 
 from padim_bottle import ResultsWriter
+from padim_bottle.commands.train import train_command
 from padim_bottle.errors import UserError
-from padim_bottle.experiment.train import train, train_command
+from padim_bottle.experiment.train import train
 from padim_bottle.runs.description import describe_weights
 
 pytestmark = pytest.mark.slow

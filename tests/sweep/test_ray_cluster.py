@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from padim_bottle.sweep.sweep import sweep_command
+from padim_bottle.commands.sweep import sweep_command
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install -r requirements-ray.txt")
 

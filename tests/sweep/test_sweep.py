@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from padim_bottle.commands.sweep import sweep_command
 from padim_bottle.errors import UserError
 from padim_bottle.experiment.train import train
 from padim_bottle.sweep import sweep as sweeps
 from padim_bottle.sweep.feature_cache import FeatureCache
-from padim_bottle.sweep.sweep import name_suffix, parse_seeds, sweep_command
+from padim_bottle.sweep.plan import name_suffix, parse_seeds
 
 pytestmark = pytest.mark.slow
 

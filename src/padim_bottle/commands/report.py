@@ -1,10 +1,10 @@
-"""The command that draws figures and writes reports again. Heavy imports are inside the functions."""
+"""``scripts/report.py``: draw figures and write reports again."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from padim_bottle.command_line import fail, new_parser
-from padim_bottle.errors import UserError
+from padim_bottle.commands.arguments import new_parser
+from padim_bottle.errors import UserError, run_command
 
 REPORT_HELP = """\
 Draw the figures of finished runs again and write their report.html, or write the report.html that compares the
@@ -13,13 +13,13 @@ experiments and seeds of a folder of results. Nothing is computed anew.
 
 
 def report_command(arguments: Sequence[str] | None = None) -> int:
-    """Run ``scripts/report.py``.
+    """Write the reports of the folders that are named.
 
     Args:
         arguments: the command line; that of the process if not given.
 
     Returns:
-        The exit code: 0, or 2 for an error that the user can mend.
+        The exit code, see ``run_command``.
     """
     parser = new_parser("report.py", REPORT_HELP)
     parser.add_argument(
@@ -27,17 +27,18 @@ def report_command(arguments: Sequence[str] | None = None) -> int:
         help="a run (results/<experiment>/seed_<n>), an experiment (results/<experiment>), or all (results)",
     )  # fmt: skip
     options = parser.parse_args(arguments)
-    try:
-        from padim_bottle.comparison.page import write_sweep_report
-        from padim_bottle.report.run_report import write_report
+    return run_command(lambda: _write_reports(options.folders))
 
-        for folder in options.folders:
-            if (folder / "metrics.json").is_file():
-                print(write_report(folder))
-            else:
-                print(write_sweep_report(_experiments(folder), folder))
-    except UserError as error:
-        return fail(error)
+
+def _write_reports(folders: Sequence[Path]) -> int:
+    from padim_bottle.comparison.page import write_sweep_report
+    from padim_bottle.report.run_report import write_report
+
+    for folder in folders:
+        if (folder / "metrics.json").is_file():
+            print(write_report(folder))
+        else:
+            print(write_sweep_report(_experiments(folder), folder))
     return 0
 
 

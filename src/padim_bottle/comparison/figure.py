@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from padim_bottle.comparison.markdown import KEY_LABELS, display_names, is_comparable, is_real
+from padim_bottle.comparison.statistics import summarise
 from padim_bottle.report.published import PUBLISHED
-from padim_bottle.runs.table import summarise
 
 # Okabe and Ito's palette, without its yellow, which is too light on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")

@@ -5,16 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import pandas as pd
 
+from padim_bottle.comparison.statistics import RESAMPLES, false_alarms, image_bootstrap, paired_differences, summarise
 from padim_bottle.report.published import PUBLISHED
-from padim_bottle.runs.table import (
-    RESAMPLES,
-    FinishedRuns,
-    defect_metrics,
-    false_alarms,
-    image_bootstrap,
-    paired_differences,
-    summarise,
-)
+from padim_bottle.runs.table import FinishedRuns, defect_metrics
 
 KEY_LABELS = {
     "image_AUROC": "image AUROC",

@@ -9,6 +9,7 @@ import pandas as pd
 
 from padim_bottle.comparison.figure import draw_comparison
 from padim_bottle.comparison.markdown import display_names, is_comparable, is_real, verdicts
+from padim_bottle.comparison.statistics import paired_differences
 from padim_bottle.errors import UserError
 from padim_bottle.figures.gallery import render
 from padim_bottle.files import write_whole
@@ -20,7 +21,7 @@ from padim_bottle.report.page import (
     render_page,
     spell,
 )
-from padim_bottle.runs.table import paired_differences, read_runs
+from padim_bottle.runs.table import read_runs
 
 DEMONSTRATION = {
     "title": "Demonstration.",

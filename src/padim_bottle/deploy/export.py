@@ -1,4 +1,4 @@
-"""The command that exports a fitted model and proves the copies. Heavy imports are inside functions.
+"""Write a fitted model in formats that other runtimes read. Heavy imports are inside functions.
 
 ONNX and OpenVINO go through anomalib's exporter. Its torch export does not: that is a pickle of the whole Python
 object, which only loads with TRUST_REMOTE_CODE=1 and can run anything. Here "torch" means tensors in safetensors and
@@ -7,8 +7,6 @@ the settings in the card.
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import os
 import shutil
@@ -18,19 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from padim_bottle.command_line import fail, new_parser
-from padim_bottle.deploy.card import FORMATS, MODEL_FILES, describe_padim, write_card
+from padim_bottle.deploy.card import MODEL_FILES, describe_padim, write_card
 from padim_bottle.errors import UserError
-from padim_bottle.files import write_whole
-
-EXPORT_HELP = """\
-Export a fitted model, with its preprocessing, thresholds and p-value inside, to
-  <run>/export/{torch,onnx,openvino}/   the model and its card, model.json
-and prove it: the test images are judged by every exported model and by the checkpoint, and the differences written to
-  <run>/export/report.json
-
-Exit code: 0 proven, 1 a verdict differs or a normalised score by more than 0.001, 2 an error.
-"""
 
 OPSET = 18
 
@@ -45,54 +32,8 @@ PACKAGES = {
 LARGE = 100_000
 
 
-def export_command(arguments: Sequence[str] | None = None) -> int:
-    """Run ``scripts/export.py``.
-
-    Args:
-        arguments: the command line; that of the process if not given.
-
-    Returns:
-        The exit code: 0 exported and proven, 1 an exported model judges differently, 2 for an error that the user can
-        mend, 130 when interrupted.
-    """
-    parser = new_parser("export.py", EXPORT_HELP)
-    parser.add_argument("--model", type=Path, required=True, help="a run's folder or a model.ckpt")
-    parser.add_argument("--format", type=_formats, default=FORMATS, metavar="LIST", help="of torch,onnx,openvino (all)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="instead of <run>/export")
-    parser.add_argument(
-        "--images", type=Path, metavar="FOLDER", help="prove it on these photos (default: the run's test images)"
-    )
-    options = parser.parse_args(arguments)
-    try:
-        _check_packages(options.format)
-        from padim_bottle.experiment.train import quiet_imports
-
-        with quiet_imports():
-            from padim_bottle.deploy.proof import find_proof_photos, print_report, prove
-
-        checkpoint = find_checkpoint(options.model)
-        output = options.output or checkpoint.parent / "export"
-        photos = find_proof_photos(checkpoint.parent, options.images)
-        folders = export(checkpoint, options.format, output)
-        report = prove(checkpoint, folders, photos)
-        write_whole(output / "report.json", json.dumps(report, indent=2) + "\n")
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        return fail(error)
-    print_report(report, output)
-    return 0 if report["passed"] else 1
-
-
-def _formats(text: str) -> tuple[str, ...]:
-    chosen = text.split(",")
-    unknown = [name for name in chosen if name not in FORMATS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"there is no format {', '.join(unknown)}, choose from {','.join(FORMATS)}")
-    return tuple(name for name in FORMATS if name in chosen)
-
-
-def _check_packages(formats: Sequence[str]) -> None:
+def check_packages(formats: Sequence[str]) -> None:
+    """Raise a UserError that names the packages which some formats need and which are not installed."""
     needed = dict.fromkeys(package for name in formats for package in PACKAGES[name])
     missing = [package for package in needed if find_spec(package) is None]
     if missing:

@@ -15,9 +15,9 @@ from rich.table import Table
 from torchvision.transforms.v2 import functional
 from torchvision.tv_tensors import Mask
 
-from padim_bottle.commands.predict import find_photos, judge
 from padim_bottle.data.images import read_mask
 from padim_bottle.data.layout import find_files
+from padim_bottle.deploy.photos import find_photos, judge
 from padim_bottle.deploy.predictor import ImagePrediction, Predictor, load_predictor, read_metrics
 from padim_bottle.errors import UserError
 from padim_bottle.evaluation.metrics import GOOD, Predictions, Thresholds, evaluate

@@ -1,118 +1,21 @@
 """Many runs in one command: experiments, seeds and grids of settings, each run done once.
 
-Heavy imports are inside the functions: ``--help`` answers at once.
+Heavy imports are inside the functions.
 """
 
 import contextlib
-import hashlib
-import itertools
 import json
-import math
 import re
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
-from padim_bottle.command_line import fail, new_parser
 from padim_bottle.errors import UserError
-from padim_bottle.experiment.config_check import check_config
-from padim_bottle.experiment.train import quiet_imports
 from padim_bottle.files import write_whole
 from padim_bottle.sweep.group import Outcome, Run, train_group
-
-DEFAULT_CONFIG = Path("configs/sweep.yaml")
-
-SWEEP_HELP = """\
-Run experiments over seeds and grids of settings, then compare them. A finished run is not done again, so a sweep that
-was stopped goes on where it was. Exit code: 0, 1 where a run failed, 2 for an error that you can mend, 130 when
-interrupted.
-"""
-
-
-@dataclass
-class RaySettings:
-    """Where groups of runs go, and what each reserves there."""
-
-    address: str | None = None
-    num_gpus: float = 0
-    num_cpus: float = 2
-
-
-@dataclass
-class SweepSettings:
-    """What ``configs/sweep.yaml`` may hold."""
-
-    experiments: list[str] = field(default_factory=list)
-    seeds: Any = "0-9"
-    overrides: dict[str, Any] = field(default_factory=dict)
-    results: str = "results"
-    group_size: int = 10
-    cache_folder: str | None = None
-    max_runs: int = 200
-    ray: RaySettings = field(default_factory=RaySettings)
-
-
-def sweep_command(arguments: Sequence[str] | None = None) -> int:
-    """Run ``scripts/sweep.py``.
-
-    Args:
-        arguments: the command line; that of the process if not given.
-
-    Returns:
-        The exit code, as the help text says.
-    """
-    parser = new_parser("sweep.py", SWEEP_HELP)
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="the sweep (default: %(default)s)")
-    parser.add_argument("--experiments", help="YAML files, separated by commas; overrides the sweep's")
-    parser.add_argument("--seeds", help="for example 0-9 or 0,3,7; overrides the sweep's")
-    parser.add_argument("--results", help="folder of all results; overrides the sweep's")
-    parser.add_argument(
-        "--ray", metavar="ADDRESS", help="spread over a Ray cluster: auto, or the head node's host:port"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="list the runs and which of them are done")
-    options = parser.parse_args(arguments)
-    try:
-        settings = read_settings(options.config)
-        settings.experiments = options.experiments.split(",") if options.experiments else settings.experiments
-        settings.seeds = options.seeds or settings.seeds
-        settings.results = options.results or settings.results
-        settings.ray.address = options.ray or settings.ray.address
-        if options.dry_run:
-            return _list_runs(settings)
-        return 1 if sweep(settings) else 0
-    except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
-        print("interrupted: finished runs are kept, and the same command goes on from here", file=sys.stderr)
-        return 130
-    except Exception as error:
-        return fail(error)
-
-
-def read_settings(config: Path) -> SweepSettings:
-    """Read and check a sweep's YAML.
-
-    Raises:
-        UserError: a file that is not there, an unknown key, a value of another type.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    if not config.is_file():
-        raise UserError(f"There is no config file {config}.")
-    check_config(config)
-    try:
-        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SweepSettings), OmegaConf.load(config)))
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        key = getattr(error, "full_key", None)
-        message = " ".join(str(error).splitlines()[0].split())
-        raise UserError(f"{config}: {f'{key}: ' if key else ''}{message}") from error
-    if settings.group_size < 1:
-        raise UserError(f"{config}: group_size: {settings.group_size} is less than 1.")
-    return settings
+from padim_bottle.sweep.plan import SweepSettings, finished, in_groups, plan
 
 
 def sweep(settings: SweepSettings) -> int:
@@ -149,117 +52,6 @@ def sweep(settings: SweepSettings) -> int:
             print(f"failed: {failure.run}: {_last_line(failure.error)}", file=sys.stderr)
         _compare(planned)
     return len(failures)
-
-
-def plan(settings: SweepSettings) -> list[Run]:
-    """Return all runs of a sweep; every config is parsed, none is built.
-
-    Raises:
-        UserError: an unknown file or key, seeds that are no numbers, an empty grid, too many runs, runs that would
-            write to the same folder.
-    """
-    seeds = parse_seeds(settings.seeds)
-    grid, fixed = _check_overrides(settings.overrides)
-    count = len(settings.experiments) * len(seeds) * math.prod(len(values) for values in grid.values())
-    if not settings.experiments:
-        raise UserError("experiments: name at least one YAML.")
-    if count > settings.max_runs:
-        raise UserError(f"These are {count} runs, more than max_runs: {settings.max_runs}. Raise it if that is meant.")
-    configs = [Path(config) for config in settings.experiments]
-    for config in configs:
-        if not config.is_file():
-            raise UserError(f"experiments: there is no config file {config}.")
-    with quiet_imports():
-        from padim_bottle.experiment.cli import ParsedExperiment
-
-    runs = []
-    for config, values in itertools.product(configs, itertools.product(*grid.values())):
-        chosen = dict(zip(grid, values, strict=True))
-        overrides = tuple(
-            word for key, value in (fixed | chosen).items() for word in (f"--{key}", _spell_argument(value))
-        )
-        parsed = ParsedExperiment(config, overrides, results=Path(settings.results))
-        name = parsed.experiment + name_suffix(chosen)
-        runs += [Run(config, overrides, parsed.root, name, seed, parsed.config_sha256(name, seed)) for seed in seeds]
-    folder, times = Counter(run.folder for run in runs).most_common(1)[0]
-    if times > 1:
-        raise UserError(f"Two runs would write to {folder}: give the experiments different names.")
-    return runs
-
-
-def parse_seeds(seeds: Any) -> list[int]:
-    """Return the seeds of ``0-9``, ``0,3,7``, ``0-4,10``, a number or a list of numbers, each once.
-
-    Raises:
-        UserError: anything else.
-    """
-    found: list[int] = []
-    for part in seeds if isinstance(seeds, list) else str(seeds).split(","):
-        match = re.fullmatch(r"\s*(\d{1,9})(?:\s*-\s*(\d{1,9}))?\s*", str(part))
-        if match is None:
-            raise UserError(f"seeds: '{part}' is no whole number of 0 or more, nor a range such as 0-9.")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if not first <= last < first + 100_000:
-            raise UserError(f"seeds: the range {part} is empty or endless.")
-        found += range(first, last + 1)
-    if not found:
-        raise UserError("seeds: name at least one.")
-    return list(dict.fromkeys(found))
-
-
-def name_suffix(chosen: dict[str, Any]) -> str:
-    """Return what a grid's choice adds to an experiment's name, for example ``,n_features=150,layers=layer1+layer2``.
-
-    Only the last part of a key is spelled, unless two keys share it.
-    """
-    last = [key.rsplit(".", 1)[-1] for key in chosen]
-    names = last if len(set(last)) == len(last) else list(chosen)
-    spelled = (
-        f",{name}={'+'.join(map(str, value)) if isinstance(value, list) else _spell_argument(value)}"
-        for name, value in zip(names, chosen.values(), strict=True)
-    )
-    return re.sub(r"[^\w. +=,-]+", "-", "".join(spelled))
-
-
-def finished(runs: Sequence[Run]) -> set[Run]:
-    """Return the runs whose results are there, of the same configuration, data and code.
-
-    Raises:
-        UserError: a run folder that was edited by hand.
-    """
-    from padim_bottle.experiment.cli import ParsedExperiment
-    from padim_bottle.runs.environment import code_digest
-    from padim_bottle.runs.folder import RUN_FILES
-
-    fingerprints: dict[tuple, str | None] = {}
-    done = set()
-    for run in runs:
-        if not all((run.folder / name).is_file() for name in RUN_FILES):
-            continue
-        try:
-            metrics = json.loads((run.folder / "metrics.json").read_text())
-            recorded = (metrics["config_sha256"], metrics.get("code_sha256"))
-            fingerprint = metrics["data"]["fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{run.folder}: metrics.json was changed by hand or is broken: move it away.") from error
-        if hashlib.sha256((run.folder / "config.yaml").read_bytes()).hexdigest() != recorded[0]:
-            raise UserError(f"{run.folder}: config.yaml is not that of metrics.json: it was changed, move it away.")
-        if recorded == (run.config_sha256, code_digest()):
-            data = (run.config, run.overrides)
-            if data not in fingerprints:
-                fingerprints[data] = ParsedExperiment(*data).data_fingerprint()
-            if fingerprint == fingerprints[data]:
-                done.add(run)
-    return done
-
-
-def in_groups(runs: Sequence[Run], size: int) -> list[list[Run]]:
-    """Return runs that can share one pass through the backbone, at most ``size`` together."""
-    groups = []
-    for _, seeds in itertools.groupby(runs, key=lambda run: (run.config, run.overrides)):
-        rest = list(seeds)
-        groups += [rest[start : start + size] for start in range(0, len(rest), size)]
-    return groups
 
 
 def _work_off(groups: Sequence[Sequence[Run]], done: int, settings: SweepSettings, workplace: Path) -> list[Outcome]:
@@ -329,30 +121,6 @@ def _compare(runs: Sequence[Run]) -> None:
             print(write_sweep_report(folders, summary.parent))
         except Exception as error:  # the numbers are in the summary
             print(f"report.html could not be written: {type(error).__name__}: {error}", file=sys.stderr)
-
-
-def _list_runs(settings: SweepSettings) -> int:
-    runs = plan(settings)
-    done = finished(runs)
-    for run in runs:
-        print(f"{'done ' if run in done else 'to do'}  {run.folder}")
-    print(f"{len(runs)} runs, {len(done)} of them done")
-    return 0
-
-
-def _check_overrides(overrides: dict[str, Any]) -> tuple[dict[str, list], dict[str, Any]]:
-    """Return the grid, and the settings that are the same for all."""
-    for key, values in overrides.items():
-        if isinstance(values, list) and not values:
-            raise UserError(f"overrides: {key}: name at least one value, for example [50, 100].")
-        if key == "seed_everything" or key in ("model.init_args.seed", "model.seed"):
-            raise UserError(f"overrides: {key}: seeds have a key of their own, 'seeds'.")
-    grid = {key: values for key, values in overrides.items() if isinstance(values, list)}
-    return grid, {key: value for key, value in overrides.items() if key not in grid}
-
-
-def _spell_argument(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _last_line(text: str) -> str:

@@ -1,9 +1,6 @@
-"""What all commands share: how they read their arguments and how they end. Nothing heavy is imported."""
+"""How all commands read their arguments."""
 
 import argparse
-import sys
-
-from padim_bottle.errors import explain_failure
 
 
 def new_parser(program: str, description: str) -> argparse.ArgumentParser:
@@ -26,16 +23,3 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return number
-
-
-def fail(error: Exception) -> int:
-    """Print in one line what the user can mend, and return the exit code 2.
-
-    Raises:
-        Exception: the error itself, where its traceback is needed.
-    """
-    message = explain_failure(error)
-    if message is None:
-        raise error
-    print(f"error: {message}", file=sys.stderr)
-    return 2

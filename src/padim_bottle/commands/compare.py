@@ -1,0 +1,73 @@
+"""``scripts/compare.py``: compare experiments over their seeds."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from padim_bottle.commands.arguments import new_parser
+from padim_bottle.errors import run_command
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COMPARE_HELP = """\
+Compare experiments over their seeds. Reads <experiment>/seed_<n>/ of every folder given and writes
+  summary.csv      one row a run
+  summary.md       means, intervals, differences between experiments, and what they do and do not say
+  comparison.png   every run, the means and the published figures
+"""
+
+
+def compare_command(arguments: Sequence[str] | None = None) -> int:
+    """Read runs, write the comparison, print its key figures.
+
+    Args:
+        arguments: the command line; that of the process if not given.
+
+    Returns:
+        The exit code, see ``run_command``; 1 where runs were left out because something is wrong with them.
+    """
+    parser = new_parser("compare.py", COMPARE_HELP)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="an experiment, results/<experiment>")
+    parser.add_argument(
+        "--output", type=Path, help="where to write (default: the folder that holds them; of one experiment, its own)"
+    )
+    options = parser.parse_args(arguments)
+    return run_command(lambda: _compare(options))
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from padim_bottle.comparison.files import write_comparison
+    from padim_bottle.runs.table import read_runs
+
+    runs = read_runs(options.folders)
+    written = write_comparison(options.folders, options.output, runs)
+    _print_key_figures(runs.table)
+    for name in ("summary.csv", "summary.md", "comparison.png"):
+        print(f"  {written.with_name(name)}")
+    for note in runs.notes:
+        print(f"note: {note}", file=sys.stderr)
+    for problem in runs.problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    return 1 if runs.problems else 0
+
+
+def _print_key_figures(table: pd.DataFrame) -> None:
+    from padim_bottle.comparison.markdown import KEY_LABELS, display_names, spell_figure, spell_interval, verdicts
+    from padim_bottle.comparison.statistics import paired_differences, summarise
+
+    names = display_names(table)
+    summary = summarise(table).set_index(["experiment", "metric"])
+    for experiment, seeds in table["experiment"].value_counts(sort=False).items():
+        print(f"{names[experiment]}, {seeds} seed{'s' * (seeds > 1)}:")
+        for metric, label in KEY_LABELS.items():
+            if (experiment, metric) in summary.index:
+                row = summary.loc[(experiment, metric)]
+                spread = f"{spell_figure(row['mean'])} ± {spell_figure(row['std'])}"
+                print(f"  {label:<30} {spread:<17} 95 % interval {spell_interval(row['low'], row['high'])}")
+    for sentence in verdicts(paired_differences(table), names):
+        print(sentence)

@@ -1,0 +1,67 @@
+"""``scripts/train.py``: train and test one experiment."""
+
+import argparse
+import atexit
+import gc
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from padim_bottle.commands.arguments import new_parser
+from padim_bottle.errors import UnavailableError, run_command
+
+DEFAULT_CONFIG = Path("configs/padim_resnet18.yaml")
+
+TRAIN_HELP = """\
+Train and test one experiment, and write its results.
+
+Any key of the YAML can be overridden in anomalib's own spelling, for example
+  --model.init_args.n_features 150 --data.init_args.category transistor --trainer.accelerator cpu
+"""
+
+
+def train_command(arguments: Sequence[str] | None = None) -> int:
+    """Train, test, write results.
+
+    Args:
+        arguments: the command line; that of the process if not given.
+
+    Returns:
+        The exit code, see ``run_command``.
+    """
+    parser = new_parser("train.py", TRAIN_HELP)
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="the experiment (default: %(default)s)")
+    parser.add_argument("--seed", type=int, help="decides everything random; overrides the YAML's")
+    parser.add_argument("--experiment", help="name of the results folder; overrides the YAML's")
+    parser.add_argument("--results", type=Path, help="folder of all results; overrides the YAML's")
+    parser.add_argument(
+        "--fallback", type=Path, metavar="CONFIG", help="run this instead where data or weights cannot be had"
+    )
+    options, overrides = parser.parse_known_args(arguments)
+    # At exit Python looks through every object of torch and its kin for garbage: more than a second for nothing.
+    atexit.register(gc.freeze)
+    return run_command(
+        lambda: _train(options, overrides), interrupted="interrupted: nothing half-written was left behind"
+    )
+
+
+def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from padim_bottle.experiment.train import train
+
+    try:
+        train(options.config, overrides, options.seed, options.experiment, options.results)
+    except UnavailableError as error:
+        if options.fallback is None:
+            raise
+        print(_banner(str(error), options.fallback), file=sys.stderr)
+        train(options.fallback, [], options.seed, None, options.results)
+        print(_banner("This was the demo, not the experiment.", options.fallback), file=sys.stderr)
+    return 0
+
+
+def _banner(message: str, config: Path) -> str:
+    line = "!" * 78
+    return (
+        f"\n{line}\n{message}\n\nRUNNING THE DEMO INSTEAD: {config}. Synthetic bottles, random weights: its figures "
+        f"say nothing\nabout MVTec AD, and its results say so in their name and in metrics.json.\n{line}\n"
+    )
