@@ -25,7 +25,7 @@ from padim_bottle.comparison.statistics import (
 )
 from padim_bottle.errors import UserError
 from padim_bottle.evaluation.metrics import Predictions, Thresholds, evaluate, predictions_table
-from padim_bottle.runs.table import defect_metrics, read_runs
+from padim_bottle.runs.table import defect_metrics, read_predictions, read_runs
 
 REPOSITORY = Path(__file__).parents[2]
 GOOD = 8
@@ -201,12 +201,22 @@ class TestPairs:
         assert row["seeds"] == 2
         assert row["difference"] == pytest.approx(0.02)
 
-    @pytest.mark.parametrize("fingerprint", ["ef" * 32, None])
-    def test_other_or_unknown_data_are_not_compared(self, tmp_path, fingerprint):
-        row, text = self.compare(tmp_path, [0.9, 0.91], [0.8, 0.81], data={"fingerprint": fingerprint})
-        assert row["finding"] == "different data"
-        assert np.isnan(row["difference"])
-        assert "one and other: not compared, their data differ." in text
+    @pytest.mark.parametrize(
+        ("fingerprints", "says"),
+        [
+            (("ab" * 32, "ef" * 32), "their data differ"),
+            (("ab" * 32, None), "nothing tells whether their data are the same"),
+            ((None, None), "nothing tells whether their data are the same"),
+        ],
+    )
+    def test_other_or_unknown_data_are_not_compared(self, tmp_path, fingerprints, says):
+        folders = [
+            write_experiment(tmp_path / name, {0: shift, 1: shift + 0.01}, data={"fingerprint": fingerprint})
+            for name, shift, fingerprint in zip(("one", "other"), (0.9, 0.8), fingerprints, strict=True)
+        ]
+        runs = read_runs(folders)
+        assert paired_differences(runs.table)["difference"].isna().all()
+        assert f"one and other: not compared, {says}." in report(runs)
 
     def test_one_common_seed_is_not_compared(self, tmp_path):
         row, text = self.compare(tmp_path, [0.9, 0.91], [0.8])
@@ -293,6 +303,17 @@ class TestReading:
         assert list(runs.table["seed"]) == [0]
         assert len(runs.problems) == 1
         assert runs.problems[0].startswith("a/seed_1: ")
+
+    @pytest.mark.parametrize("threshold", [1.0, None])
+    def test_a_defect_may_be_called_na(self, tmp_path, threshold):
+        run = write_run(tmp_path / "a", 0, defects=("NA", "null"), threshold=threshold)
+        index = read_predictions(run).index
+        assert set(index.get_level_values("defect_type")) == {"good", "NA", "null"}
+        runs = read_runs([tmp_path / "a"])
+        assert not runs.problems
+        text = report(runs)
+        assert any(row.startswith("| NA: image AUROC | a |") for row in table_rows(text))
+        assert ("image_F1Score" in set(image_bootstrap(runs.table)["metric"])) == (threshold is not None)
 
     def test_folders_of_one_name_are_told_apart(self, tmp_path):
         folders = [write_experiment(tmp_path / parent / "r" / "a", {0: 0.9}) for parent in ("x", "y")]
@@ -412,7 +433,7 @@ class TestCommand:
 
     def test_help_loads_nothing_heavy(self):
         code = (
-            "import sys\nfrom padim_bottle.comparison.files import compare_command\n"
+            "import sys\nfrom padim_bottle.commands.compare import compare_command\n"
             "try: compare_command(['--help'])\nexcept SystemExit: pass\n"
             "sys.exit(bool({'pandas', 'matplotlib', 'torch', 'scipy'} & set(sys.modules)))"
         )

@@ -275,6 +275,7 @@ def verdicts(differences: pd.DataFrame, names: dict[str, str]) -> list[str]:
         reasons = {
             "cannot tell": "cannot be told apart (the interval includes 0)",
             "different data": "not compared, their data differ",
+            "unknown data": "not compared, nothing tells whether their data are the same",
             "fewer than 2 common seeds": "not compared, fewer than 2 common seeds",
             "equal for every seed": "equal for every seed",
             "the same difference for every seed": "the same difference for every seed, so no spread to judge it by",

@@ -50,13 +50,14 @@ def paired_differences(runs: pd.DataFrame, metrics: Sequence[str] = KEY_METRICS)
     tables = dict(list(runs.groupby("experiment", sort=False)))
     rows = []
     for (first, one), (second, other) in combinations(tables.items(), 2):
-        # A missing digest is no digest in common.
-        same_data = one["data_fingerprint"].iloc[0] == other["data_fingerprint"].iloc[0]
+        digests = [one["data_fingerprint"].iloc[0], other["data_fingerprint"].iloc[0]]
         joined = one.set_index("seed").join(other.set_index("seed"), how="inner", lsuffix="", rsuffix="_other")
         for metric in metrics:
             differences = (joined[metric] - joined[f"{metric}_other"]).dropna().to_numpy(float)
             row = {"first": first, "second": second, "metric": metric, "seeds": len(differences)}
-            if not same_data:
+            if pd.isna(digests).any():
+                row["finding"] = "unknown data"
+            elif digests[0] != digests[1]:
                 row["finding"] = "different data"
             elif len(differences) < 2:
                 row["finding"] = "fewer than 2 common seeds"

@@ -211,7 +211,10 @@ def _check_predictions(folder: Path, metrics: dict[str, Any]) -> None:
 
 def read_predictions(folder: Path) -> pd.DataFrame:
     """Return label, score and predicted_label of a run's test images, indexed and ordered by type and file name."""
-    table = pd.read_csv(folder / "predictions.csv")
+    # A defect may be called 'NA': only an empty cell is a missing value, and only where there may be one.
+    table = pd.read_csv(
+        folder / "predictions.csv", keep_default_na=False, na_values={"predicted_label": [""], "threshold": [""]}
+    )
     table["image"] = [re.split(r"[/\\]", str(path))[-1] for path in table["image_path"]]
     table = table.set_index(["defect_type", "image"]).sort_index()[["label", "score", "predicted_label"]]
     if table["label"].dtype != bool or not np.isfinite(table["score"].to_numpy(float)).all():
