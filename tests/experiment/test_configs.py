@@ -114,7 +114,7 @@ def test_one_seed_decides_everything_also_for_the_control(bottles, random_weight
 def test_help_is_quick_because_nothing_heavy_is_imported():
     code = (
         "import sys; sys.argv = ['train.py', '--help']\n"
-        "from padim_bottle.experiment.train import train_command\n"
+        "from padim_bottle.commands.train import train_command\n"
         "try: train_command()\n"
         "except SystemExit: pass\n"
         "assert 'torch' not in sys.modules and 'anomalib' not in sys.modules"

@@ -267,8 +267,8 @@ import json, os, sys
 import padim_bottle.sweep.feature_cache, padim_bottle.experiment.results_writer, padim_bottle.comparison.files
 import padim_bottle.data.synthetic_datamodule
 import padim_bottle.model.padim, padim_bottle.comparison.markdown, filelock, rich.progress, omegaconf
-from padim_bottle.experiment.train import train_command
-from padim_bottle.sweep.sweep import sweep_command
+from padim_bottle.commands.train import train_command
+from padim_bottle.commands.sweep import sweep_command
 
 COMMANDS = {"train": train_command, "sweep": sweep_command}
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir")

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,26 @@ def test_the_same_configuration_replaces_its_run_and_another_keeps_it(demo, work
     assert {path.name for path in folder.iterdir()} == {"seed_0", "seed_0.previous_1"}
     assert (folder / "seed_0.previous_1" / "metrics.json").read_text() == first
     assert "it is kept as" in caplog.text
+
+
+def test_a_writer_that_is_used_again_measures_each_run_on_its_own(demo, workplace, monkeypatch):
+    """Its seconds, and the GPU's memory, of which only the most since the last reset is known."""
+    from padim_bottle.runs import environment
+
+    resets = []
+    monkeypatch.setattr(environment, "start_measuring", resets.append)
+    cli = train(CONFIGS / "demo.yaml", [*SMALL, "--trainer.callbacks.images", "false"], seed=5)
+    first = cli.results_writer.metrics["seconds"]
+    assert len(resets) == 1
+    time.sleep(0.5)
+    began = time.perf_counter()
+    cli.engine.test(model=cli.model, datamodule=cli.datamodule)
+    lasted = time.perf_counter() - began
+    second = cli.results_writer.metrics["seconds"]
+    assert len(resets) == 2
+    assert "train" in first
+    assert "train" not in second
+    assert second["test"] <= second["total"] <= lasted
 
 
 def test_a_run_that_fails_leaves_nothing(demo, workplace, capsys):

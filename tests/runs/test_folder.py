@@ -36,7 +36,8 @@ for config in configs:
     partial = run_folder.partial_folder(folder)
     partial.mkdir()
     for name in run_folder.RUN_FILES:
-        (partial / name).write_text(json.dumps({"config_sha256": config, "by": os.getpid()}))
+        by = os.getpid() if name == "metrics.json" else None
+        (partial / name).write_text(json.dumps({"config": config, "by": by}))
     watching = True
     run_folder.publish(partial, folder)
     watching = False
@@ -70,19 +71,31 @@ def test_a_kill_at_any_step_of_publishing_loses_no_finished_run(tmp_path, config
         remove_abandoned(root / "seed_0")
         assert not hidden(root)
         runs = {path.name: (path / "metrics.json").read_text() for path in root.iterdir()}
-        if config == "another":
-            assert first in runs.values()
-        else:
-            assert list(runs) == ["seed_0"]
+        assert first in runs.values() or (config == "same" and len(runs) == 1)
         if code == 0:
             assert runs["seed_0"] != first
+            assert len(runs) == (1 if config == "same" else 2)
             break
         assert code == 9
+        # The next run tidies up what was about to be deleted.
+        assert end_of(publishing(root, config)) == 0
+        assert len(list(root.iterdir())) == (1 if config == "same" else 2)
     assert survived >= 2
 
 
 def configurations(root):
-    return [json.loads((run / "metrics.json").read_text())["config_sha256"] for run in root.iterdir()]
+    return [json.loads((run / "metrics.json").read_text())["config"] for run in root.iterdir()]
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "predictions.csv"])
+def test_a_run_that_differs_is_kept_though_its_record_is_the_same(tmp_path, file):
+    """Other data or other code: the settings, and so their digest in metrics.json, are the same."""
+    assert end_of(publishing(tmp_path, "same")) == 0
+    path = tmp_path / "seed_0" / file
+    path.write_text("other")
+    assert end_of(publishing(tmp_path, *["same"] * 10)) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"seed_0", "seed_0.previous_1"}
+    assert (tmp_path / "seed_0.previous_1" / file).read_text() == "other"
 
 
 def test_processes_that_publish_to_one_folder_at_once_lose_nothing(tmp_path):

@@ -133,6 +133,28 @@ def test_a_run_of_other_code_data_or_settings_is_not_done(swept, change, monkeyp
     assert "2 runs, 0 of them done" in capsys.readouterr().out
 
 
+def test_where_the_data_are_not_the_record_of_a_run_is_trusted(swept, workplace, capsys):
+    """As on the driver of a cluster whose nodes have the data."""
+    (workplace / "datasets").rename(workplace / "elsewhere")
+    try:
+        assert sweep_command(["--config", "sweep.yaml", "--seeds", "0-2", "--results", "swept", "--dry-run"]) == 0
+    finally:
+        (workplace / "elsewhere").rename(workplace / "datasets")
+    assert "3 runs, 3 of them done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("traceback", "line"),
+    [
+        ("", "an error without a message"),
+        ("Traceback ...\nMemoryError\n", "MemoryError"),
+        ("Traceback ...\npadim_bottle.errors.UserError: seeds: none.", "seeds: none."),
+    ],
+)
+def test_an_error_is_told_by_its_last_line_if_it_has_one(traceback, line):
+    assert sweeps._last_line(traceback) == line
+
+
 def test_a_dry_run_lists_and_writes_nothing(swept, capsys):
     assert sweep_command(["--config", "sweep.yaml", "--seeds", "2-3", "--results", "swept", "--dry-run"]) == 0
     assert capsys.readouterr().out.splitlines() == [
@@ -309,7 +331,7 @@ def test_features_that_do_not_fit_the_batches_are_an_error(workplace):
 
 def test_help_is_quick_and_loads_no_ray():
     code = (
-        "import sys; from padim_bottle.sweep.sweep import sweep_command\n"
+        "import sys; from padim_bottle.commands.sweep import sweep_command\n"
         "try: sweep_command(['--help'])\n"
         "except SystemExit: pass\n"
         "assert not {'ray', 'torch', 'anomalib'} & set(sys.modules)"

@@ -1,26 +1,29 @@
 """One experiment, from YAML to results: anomalib's CLI class with a seed that applies."""
 
+import contextlib
 import hashlib
 import logging
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
 from anomalib.cli import AnomalibCLI
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning import seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import instantiate_class
+from torch import nn
 
 from padim_bottle.data.layout import fingerprint
 from padim_bottle.data.mvtec import MVTecAD
 from padim_bottle.errors import UserError
 from padim_bottle.experiment.config_check import check_class_paths, check_config
 from padim_bottle.experiment.results_writer import ResultsWriter, dump_config
-from padim_bottle.model.backbone import default_n_features, locate_weights
+from padim_bottle.model.backbone import LOCAL_PREFIX, Weights, default_n_features, locate_weights
 
 
 class ExperimentCLI(AnomalibCLI):
@@ -62,7 +65,8 @@ class ExperimentCLI(AnomalibCLI):
         try:
             super().__init__(["train", "--config", str(config), *overrides], run=False)
         except (ArgumentError, ValueError, TypeError) as error:
-            raise UserError(f"{config}: {explain(error)}") from error
+            kind = type(_user_error(error) or UserError())
+            raise kind(f"{config}: {explain(error)}") from error
 
     # Only ``train`` is needed here; the stock parsers of the other verbs take a second to build.
     @staticmethod
@@ -89,8 +93,10 @@ class ExperimentCLI(AnomalibCLI):
         if self._seed is not None:
             _set_seed(config, self._seed)
         seed = arguments.get("seed", config.seed_everything)
-        # ``True`` is the stock default, "a random seed": the control is then unseeded, as it is under the stock CLI.
-        if "seed" in arguments or (seed is not True and seed is not None):
+        if "seed" not in arguments and (seed is None or isinstance(seed, bool)):
+            # The stock default: a model of anomalib's is then unseeded, as it is under the stock CLI.
+            os.environ.pop("PL_GLOBAL_SEED", None)
+        else:
             if seed is None or seed >= 2**32:
                 raise UserError(f"seed: {seed} is not a whole number from 0 to {2**32 - 1}.")
             if seed < 0:
@@ -100,11 +106,15 @@ class ExperimentCLI(AnomalibCLI):
             for name, value in self._results.items():
                 if value is not None:
                     arguments_of_writer[name] = value
-        if "backbone" in arguments and arguments.get("pre_trained", True):
-            # Here and not only where the model is built: jsonargparse would turn the error into one of its own.
-            located, _ = locate_weights(arguments.backbone)
-            if config.model.class_path.startswith("anomalib."):
-                _point_anomalib_to(located, config)
+        if config.model.class_path.startswith("anomalib."):
+            _fill_in(config)
+
+    def instantiate_classes(self) -> None:
+        """Build everything; a model of anomalib's gets the weights that ours would find, and notes which they are."""
+        with weights_for_timm() as found:
+            super().instantiate_classes()
+        if found:
+            self.model.weights = found[0]
 
     def instantiate_engine(self) -> None:
         """Build anomalib's Engine."""
@@ -195,12 +205,32 @@ def _writers(config: Namespace) -> list[Namespace]:
     ]
 
 
-def _point_anomalib_to(weights: str, config: Namespace) -> None:
-    """Give anomalib's own classes the weights and data that ours would find: they look in other places."""
+@contextlib.contextmanager
+def weights_for_timm() -> Iterator[list[Weights]]:
+    """Let ``timm.create_model`` find pretrained weights where ``locate_weights`` looks, and say what it found.
+
+    anomalib's models name a backbone and leave the rest to timm, which looks on the Hugging Face hub alone.
+    """
+    create_model, found = timm.create_model, []
+
+    def create(name: str, pretrained: bool = False, **arguments: Any) -> nn.Module:
+        if pretrained and not name.startswith(LOCAL_PREFIX):
+            name, weights = locate_weights(name)
+            found.append(weights)
+        return create_model(name, pretrained=pretrained, **arguments)
+
+    timm.create_model = create
+    try:
+        yield found
+    finally:
+        timm.create_model = create_model
+
+
+def _fill_in(config: Namespace) -> None:
+    """Give anomalib's own classes what they have no default for, and the data that ours would find."""
     model, data = config.model.init_args, config.data
-    if model.get("n_features") is None:
+    if "n_features" in model and model.n_features is None:
         model.n_features = default_n_features(model.backbone)
-    model.backbone = weights
     if data.class_path in ("anomalib.data.MVTecAD", "anomalib.data.datamodules.image.mvtecad.MVTecAD"):
         ours = MVTecAD(root=os.environ.get("MVTEC_AD_ROOT") or data.init_args.root, category=data.init_args.category)
         ours.prepare_data()
@@ -209,11 +239,8 @@ def _point_anomalib_to(weights: str, config: Namespace) -> None:
 
 def explain(error: BaseException) -> str:
     """Return on one line what a jsonargparse error says is wrong: the key, what it expects, what it got."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UserError):
-            return str(cause)
-        cause = cause.__cause__ or cause.__context__
+    if (cause := _user_error(error)) is not None:
+        return str(cause)
     text = " ".join(str(error).split())
     problems = re.findall(r"Problem with given class_path '([^']+)': (.*)", text)
     while problems:
@@ -226,6 +253,13 @@ def explain(error: BaseException) -> str:
     text = re.sub(r"Given value type: \S+ \S+ Given value: (\S+)", r"but got '\1'", text)
     text = re.sub(r"<class '([^']+)'>", r"\1", text).replace("Parser key ", "")
     return re.sub(r"^(- )?Expected a NoneType (?!Expected)|(?<= )- ", "", text)
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """Find the error of ours that a class raised while jsonargparse built it."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 logging.getLogger("anomalib.cli").setLevel(logging.ERROR)

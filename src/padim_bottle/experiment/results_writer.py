@@ -50,7 +50,7 @@ class ResultsWriter(Callback):
 
     The folder holds ``config.yaml`` (as resolved), ``metrics.json``, ``predictions.csv``, ``model.ckpt``,
     ``images/<defect>/<name>.png``, ``figures/`` and ``report.html``. It is written under a hidden name and renamed when
-    it is whole. A finished run of another configuration that stands in its place is kept as ``seed_<n>.previous_<k>``.
+    it is whole. A finished run that says something else and stands in its place is kept as ``seed_<n>.previous_<k>``.
 
     It reads raw scores: Lightning calls it before the model's own post-processor normalises them.
 
@@ -88,9 +88,11 @@ class ResultsWriter(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the hidden folder before any work is done, so that a place that cannot be written fails first."""
-        self._start("total")
-        if self._partial is not None:
+        if self._partial is not None:  # the test that follows the training
             return
+        self.metrics, self._seconds, self._started = None, {}, {}
+        self._start("total")
+        environment.start_measuring(trainer.strategy.root_device)
         seed = run_seed(pl_module)
         self.folder = self.root / self.experiment / ("unseeded" if seed is None else f"seed_{seed}")
         partial = partial_folder(self.folder)
@@ -141,7 +143,7 @@ class ResultsWriter(Callback):
         if self.report:
             # Loaded while the network computes, for it takes half a second.
             self._pool.submit(import_module, "padim_bottle.report.run_report")
-        self._thresholds = run_thresholds(pl_module)
+        self._thresholds = run_thresholds(pl_module, trainer.datamodule)
         self._scale: HeatmapScale | None = None
 
     def on_test_batch_end(
@@ -154,6 +156,8 @@ class ResultsWriter(Callback):
         *args: Any,
     ) -> None:
         """Collect a batch's raw predictions and hand it to the drawing threads."""
+        if outputs.anomaly_map is None:
+            raise UserError(f"{type(pl_module).__name__} gives no anomaly maps, which the results are made from.")
         maps = outputs.anomaly_map.detach().float().cpu().numpy()
         maps = maps.reshape(len(maps), *maps.shape[-2:])
         scores = outputs.pred_score.detach().flatten().float().cpu()
@@ -238,6 +242,7 @@ class ResultsWriter(Callback):
             shutil.rmtree(self._partial, ignore_errors=True)
             with contextlib.suppress(OSError):
                 self._partial.parent.rmdir()
+            self._partial = None
         if trainer.checkpoint_callback and trainer.checkpoint_callback.best_model_path:
             Path(trainer.checkpoint_callback.best_model_path).unlink(missing_ok=True)
         _discard_workspace(trainer)

@@ -1,10 +1,14 @@
 """What the record of a run says about its model: seed, data, weights, thresholds, calibration."""
 
 import os
+import sys
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from anomalib.data.utils import ValSplitMode
 from lightning import LightningModule
 
 from padim_bottle.data.layout import fingerprint
@@ -15,25 +19,36 @@ from padim_bottle.model.backbone import LOCAL_PREFIX, Weights, locate_weights
 def run_seed(pl_module: LightningModule) -> int | None:
     """Return the seed that decided a run's channels: the model's, else that of ``seed_everything``, else ``None``.
 
-    Anomalib's own Padim draws from the global generator, which its CLI never seeds.
+    Anomalib's own models draw from the global generator, which its CLI never seeds.
     """
     seed = getattr(pl_module, "seed", None)
-    if seed is None and "PL_GLOBAL_SEED" in os.environ:
-        seed = int(os.environ["PL_GLOBAL_SEED"])
-    return seed
+    if seed is not None:
+        return seed
+    # Lightning's note of its last call of seed_everything, unless the generator was seeded otherwise since.
+    noted = os.environ.get("PL_GLOBAL_SEED", "")
+    return int(noted) if noted == str(torch.initial_seed()) else None
 
 
-def run_thresholds(pl_module: LightningModule) -> Thresholds:
-    """Return the raw-score thresholds of a model's post-processor and where they come from."""
+def run_thresholds(pl_module: LightningModule, datamodule: Any = None) -> Thresholds:
+    """Return the raw-score thresholds of a model's post-processor and where they come from.
+
+    Args:
+        pl_module: the fitted model.
+        datamodule: where its validation images came from, if that is known.
+    """
     post_processor = pl_module.post_processor
     if post_processor is None or not post_processor.enable_thresholding:
         return Thresholds(None, None, "none")
     alpha = getattr(post_processor, "alpha", None)
-    source = (
-        "anomalib: maximises F1 on the test labels"
-        if alpha is None
-        else f"leave-one-out scores of the training images, alpha = {alpha:g}"
-    )
+    split = getattr(datamodule, "val_split_mode", None)
+    if alpha is not None:
+        source = f"leave-one-out scores of the training images, alpha = {alpha:g}"
+    elif split is None:
+        source = "anomalib: maximises F1 on the validation images, which by default are the test images"
+    elif split is ValSplitMode.SAME_AS_TEST:
+        source = "anomalib: maximises F1 on the test labels"
+    else:
+        source = f"anomalib: maximises F1 on validation images ({split.value})"
     values = [post_processor.image_threshold.item(), post_processor.pixel_threshold.item()]
     image, pixel = (value if np.isfinite(value) else None for value in values)
     return Thresholds(image, pixel, source)
@@ -61,7 +76,14 @@ def describe_model(pl_module: LightningModule) -> dict[str, Any]:
     if isinstance(backbone, str) and backbone.startswith(LOCAL_PREFIX):
         # Where the weights lie on this machine is no property of the model; their hash is recorded.
         arguments["backbone"] = Path(backbone.removeprefix(LOCAL_PREFIX)).name
-    return {"class": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}", **arguments}
+    return {"class": public_name(type(pl_module)), **arguments}
+
+
+def public_name(named: type) -> str:
+    """Return a class's path as a YAML would name it: the shortest one, whichever module the class is written in."""
+    packages = accumulate(named.__module__.split("."), "{}.{}".format)
+    public = (package for package in packages if getattr(sys.modules[package], named.__qualname__, None) is named)
+    return f"{next(public, named.__module__)}.{named.__qualname__}"
 
 
 def describe_weights(pl_module: LightningModule) -> dict[str, Any]:

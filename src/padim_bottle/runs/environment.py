@@ -62,10 +62,17 @@ def describe_device(device: torch.device) -> dict[str, Any]:
 _runs_measured: set[str] = set()
 
 
+def start_measuring(device: torch.device) -> None:
+    """Forget the largest memory that the GPU, if it is one, had in use before this run."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device, run: str) -> dict[str, int | None]:
     """Return the largest resident memory of this process and of its largest child, and of the GPU, in bytes.
 
-    The system keeps one peak for the life of a process: after its first run it is no longer any run's own, and unknown.
+    The GPU's is that since ``start_measuring``. The system keeps one peak for the life of a process: after its first
+    run it is no longer any run's own, and unknown.
 
     Args:
         device: where the run computed.

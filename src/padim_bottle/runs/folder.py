@@ -1,18 +1,15 @@
 """The folder of a finished run: written under a hidden name, named when it is whole, never half there.
 
-Two renames put a run in the place of another one. A process that is killed between them leaves the earlier run whole
-under a hidden name, and ``remove_abandoned``, with which every run begins, gives it its name back.
+An earlier run of the same name steps aside as ``seed_<n>.previous_<k>``, and is deleted once the new one is in its
+place, provided that both say the same. So nothing that differs is ever lost, and a process can die at any step.
 """
 
 import contextlib
 import itertools
-import json
 import logging
 import os
 import shutil
 import socket
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -20,41 +17,58 @@ logger = logging.getLogger(__name__)
 # A run with fewer files than these is not finished.
 RUN_FILES = ("config.yaml", "metrics.json", "predictions.csv", "model.ckpt")
 
+# Two runs say the same where these are equal.
+_SAYING = ("config.yaml", "predictions.csv")
+
 _ATTEMPTS = 100
 
 
 def publish(partial: Path, folder: Path) -> None:
-    """Give a whole run's hidden folder its name; keep a finished run of another configuration under another name.
+    """Give a whole run's hidden folder its name; keep a finished run that says something else under another name.
 
-    Other processes may publish to the same folder at the same time: of runs of one configuration the last one stays.
+    Other processes may publish to the same folder at the same time: of runs that say the same the last one stays.
 
     Args:
         partial: the hidden folder, on the same file system.
         folder: ``<root>/<experiment>/seed_<n>``.
+
+    Raises:
+        OSError: it cannot be renamed.
     """
+    aside = None
     for attempt in itertools.count(1):
-        old = None
         try:
-            if folder.exists():
-                old = folder.rename(_name_aside(partial, folder))
+            if folder.exists() and partial.is_dir():
+                names = (folder.with_name(f"{folder.name}.previous_{number}") for number in itertools.count(1))
+                aside = folder.rename(next(name for name in names if not name.exists()))
             partial.rename(folder)
             break
         except OSError:
-            if old is not None:
-                with contextlib.suppress(OSError):
-                    old.rename(folder)
             # Another process moved or took the folder since we looked: look again.
             if attempt == _ATTEMPTS or not partial.is_dir():
                 raise
-    if old is not None and not old.name.startswith("."):
-        logger.warning("%s held a run of another configuration: it is kept as %s.", folder, old)
-    shutil.rmtree(_hidden(folder, "replaced"), ignore_errors=True)
+    for previous in folder.parent.glob(f"{folder.name}.previous_*"):
+        with contextlib.suppress(OSError):  # another process removes it, or puts its own run in our place
+            if all((previous / name).read_bytes() == (folder / name).read_bytes() for name in _SAYING):
+                # Hidden first, so that nobody meets half of it.
+                shutil.rmtree(previous.rename(partial), ignore_errors=True)
+    if aside is not None and aside.exists():
+        logger.warning("%s held a run that says something else: it is kept as %s.", folder, aside)
     failure_record(folder).unlink(missing_ok=True)
 
 
 def partial_folder(folder: Path) -> Path:
     """Return the hidden name under which this process writes a run's folder."""
-    return _hidden(folder, "partial")
+    return folder.with_name(f"{_hidden_prefix(folder)}{os.getpid()}")
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Clear away the hidden folders of killed processes of this machine that wrote a run of the same name."""
+    prefix = _hidden_prefix(folder)
+    for hidden in folder.parent.glob(f"{prefix}*"):
+        process = hidden.name.removeprefix(prefix)
+        if process.isdigit() and not _is_running(int(process)):
+            shutil.rmtree(hidden, ignore_errors=True)
 
 
 def failure_record(folder: Path) -> Path:
@@ -76,50 +90,8 @@ def picture_path(image: Path, taken: set[Path]) -> Path:
     return path
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Clear away what killed runs of the same name left on this machine, and restore what they had put aside."""
-    for replaced in _abandoned(folder, "replaced"):
-        if not folder.exists() and all((replaced / name).is_file() for name in RUN_FILES):
-            with contextlib.suppress(OSError):  # another process was quicker
-                replaced.rename(folder)
-        shutil.rmtree(replaced, ignore_errors=True)
-    for partial in _abandoned(folder, "partial"):
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _name_aside(partial: Path, folder: Path) -> Path:
-    """Return the name under which the run that holds the folder makes way."""
-    if _same_configuration(folder, partial):
-        old = _hidden(folder, "replaced")
-        shutil.rmtree(old, ignore_errors=True)  # of an earlier attempt
-        return old
-    names = (folder.with_name(f"{folder.name}.previous_{number}") for number in itertools.count(1))
-    return next(name for name in names if not name.exists())
-
-
-def _hidden(folder: Path, kind: str) -> Path:
-    return folder.with_name(f".{folder.name}.{kind}-{socket.gethostname()}-{os.getpid()}")
-
-
-def _abandoned(folder: Path, kind: str) -> Iterator[Path]:
-    """Find the hidden folders of this kind whose processes, on this machine, have ended."""
-    prefix = f".{folder.name}.{kind}-{socket.gethostname()}-"
-    for hidden in sorted(folder.parent.glob(f"{prefix}*")):
-        process = hidden.name.removeprefix(prefix)
-        if process.isdigit() and not _is_running(int(process)):
-            yield hidden
-
-
-def _same_configuration(folder: Path, other: Path) -> bool:
-    for _ in range(10):
-        try:
-            one, two = (json.loads((run / "metrics.json").read_text()) for run in (folder, other))
-            return one["config_sha256"] == two["config_sha256"]
-        except FileNotFoundError:  # noqa: PERF203
-            time.sleep(0.01)  # another process is about to put its run there
-        except (OSError, ValueError, KeyError, TypeError):
-            break
-    return False
+def _hidden_prefix(folder: Path) -> str:
+    return f".{folder.name}.partial-{socket.gethostname()}-"
 
 
 def _is_running(process: int) -> bool:

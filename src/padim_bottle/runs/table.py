@@ -53,6 +53,14 @@ IDENTITY = (
     "settings",
 )
 
+# Classes of the first records, which named the module instead of what a YAML names.
+RENAMED = {
+    "padim_bottle.model.Padim": "padim_bottle.Padim",
+    "anomalib.models.image.padim.lightning_model.Padim": "anomalib.models.Padim",
+}
+# Arguments of Padim that the first records do not have yet, each with the value that changes nothing.
+ADDED = {"grids": None, "support": 1.0, "guided": None, "group": None, "copies": "warn"}
+
 TOLERANCE = 1e-6
 
 
@@ -150,7 +158,6 @@ def _read_run(folder: Path) -> dict[str, Any]:
         metrics[name] for name in ("data", "weights", "thresholds", "confusion_matrix")
     )
     _check_predictions(folder, metrics)
-    settings = {name: value for name, value in metrics["model"].items() if name != "seed"}
     row = {
         "folder": str(folder),
         "seed": metrics["seed"],
@@ -163,7 +170,7 @@ def _read_run(folder: Path) -> dict[str, Any]:
         "weights": weights["name"],
         "random_weights": weights["source"] == "random",
         "weights_sha256": _short(weights["sha256"]),
-        "settings": _short(hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()),
+        "settings": _short(settings_digest(metrics["model"])),
         **{name: _number(metrics[name], name) for name in METRICS},
         **{name: None if counts is None else counts[name] for name in COUNTS},
         "image_threshold": _number(thresholds["image"], "the image threshold"),
@@ -187,6 +194,18 @@ def _read_run(folder: Path) -> dict[str, Any]:
             # A defect type could be called 'image'.
             row[f"defect_{name}" if name in row else name] = _number(figures[metric], name)
     return row
+
+
+def settings_digest(model: dict[str, Any]) -> str:
+    """Return a SHA-256 of a model's class and arguments but its seed, the same for records of any version.
+
+    Args:
+        model: what ``metrics.json`` says of the model.
+    """
+    settings = {**model, "class": RENAMED.get(model["class"], model["class"])}
+    settings = {name: value for name, value in settings.items() if name not in ADDED or value != ADDED[name]}
+    settings.pop("seed", None)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _check_predictions(folder: Path, metrics: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import socket
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -102,7 +103,8 @@ def train_on_ray(groups: Sequence[Sequence[Run]], num_cpus: float, num_gpus: flo
         except StopIteration:
             continue
         except ray.exceptions.RayTaskError as error:  # raised by the code on the node: it would be again
-            yield from (Outcome(run, 0, str(error.cause or error)) for run in runs)
+            text = "".join(traceback.format_exception_only(error.cause or error))
+            yield from (Outcome(run, 0, text) for run in runs)
         except ray.exceptions.RayError as error:
             if attempt < ATTEMPTS:
                 waiting[send(runs)] = (runs, attempt + 1)

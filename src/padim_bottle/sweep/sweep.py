@@ -124,4 +124,5 @@ def _compare(runs: Sequence[Run]) -> None:
 
 
 def _last_line(text: str) -> str:
-    return re.sub(r"^padim_bottle\.errors\.\w+: ", "", text.strip().splitlines()[-1])
+    lines = text.strip().splitlines() or ["an error without a message"]
+    return re.sub(r"^padim_bottle\.errors\.\w+: ", "", lines[-1])

@@ -1,0 +1,107 @@
+"""How a command ends: the exit code, and what is said on the screen."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from padim_bottle.errors import UnavailableError, UserError, run_command
+
+SCRIPTS = sorted((Path(__file__).parents[1] / "scripts").glob("*.py"))
+
+
+def raising(error):
+    def command():
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize("verdict", [0, 1, 2])
+def test_a_verdict_is_the_exit_code(verdict, capsys):
+    assert run_command(lambda: verdict) == verdict
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (UserError("seeds: name at least one."), "error: seeds: name at least one."),
+        (UnavailableError("No weights."), "error: No weights."),
+        (OSError(28, "No space left on device", "model.ckpt"), "error: No space left for model.ckpt"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line_and_2(error, line, capsys):
+    assert run_command(raising(error)) == 2
+    assert capsys.readouterr().err.startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ZeroDivisionError("division by zero"), "unexpected error: ZeroDivisionError: division by zero. "),
+        (AssertionError(), "unexpected error: AssertionError. "),
+        (RuntimeError("first line\nlast line"), "unexpected error: RuntimeError: last line. "),
+    ],
+)
+def test_a_fault_of_the_program_is_70_never_a_verdict_and_its_traceback_is_in_a_file(
+    error, line, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert run_command(raising(error)) == 70
+    (printed,) = capsys.readouterr().err.splitlines()
+    assert printed.startswith(line)
+    (log,) = tmp_path.iterdir()
+    assert str(log) in printed
+    assert "Traceback" in log.read_text()
+    assert type(error).__name__ in log.read_text()
+
+
+def test_a_traceback_that_cannot_be_written_is_printed(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    assert run_command(raising(KeyError("name"))) == 70
+    assert "Traceback" in capsys.readouterr().err
+
+
+def ctrl_c_as_lightning_passes_it_on():
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        sys.exit(1)
+
+
+@pytest.mark.parametrize("command", [raising(KeyboardInterrupt()), ctrl_c_as_lightning_passes_it_on])
+def test_ctrl_c_is_130(command, capsys):
+    assert run_command(command, interrupted="stopped, all is well") == 130
+    assert capsys.readouterr().err == "stopped, all is well\n"
+
+
+def test_an_exit_that_somebody_else_asked_for_is_not_called_an_interruption(capsys):
+    with pytest.raises(SystemExit) as end:
+        run_command(raising(SystemExit(5)))
+    assert end.value.code == 5
+    assert capsys.readouterr().err == ""
+
+
+def test_a_reader_that_went_away_is_no_fault():
+    code = (
+        "import sys; from padim_bottle.errors import run_command\n"
+        "def command():\n    for number in range(10**6): print(number)\n    return 0\n"
+        "sys.exit(run_command(command))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 2
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_every_script_ends_by_it(script):
+    (verb,) = re.findall(r"^from padim_bottle\.commands\.(\w+) import ", script.read_text(), re.MULTILINE)
+    module = script.parents[1] / "src" / "padim_bottle" / "commands" / f"{verb}.py"
+    assert "return run_command(" in module.read_text()
