@@ -13,7 +13,7 @@ __version__ = version("padim-bottle")
 _HOMES = {
     "Padim": "padim_bottle.model.padim",
     "MVTecAD": "padim_bottle.data.mvtec",
-    "SyntheticBottles": "padim_bottle.data.synthetic_datamodule",
+    "SyntheticBottles": "padim_bottle.data.synthetic",
     "ResultsWriter": "padim_bottle.experiment.results_writer",
     "MLFlowLogger": "padim_bottle.experiment.loggers",
 }

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_category():
     """Write a category of noise images, return its folder; ``defects`` maps names to numbers of images."""
 

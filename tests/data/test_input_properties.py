@@ -143,14 +143,6 @@ def test_broken_bytes_are_an_image_or_refused_by_name(tmp_path, kind, seed, data
                 assert array.shape[2:] == channels
 
 
-@pytest.mark.parametrize(("read", "channels"), [(read_image, 3), (read_image, 1), (read_mask, 1)])
-def test_a_png_that_lacks_rows_though_its_checksums_are_right_is_refused(tmp_path, read, channels):
-    path = tmp_path / "short.png"
-    path.write_bytes(png(8, 8, 8, {1: 0, 3: 2}[channels], [bytes([200] * 8 * channels)] * 3))
-    with pytest.raises(UserError, match=r"short\.png"):
-        read(path)
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_image_and_mask_lie_as_a_viewer_shows_them(tmp_path, orientation):
     """The EXIF orientations as their standard describes them: where row 0 and column 0 of the file are to be seen."""

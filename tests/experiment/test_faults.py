@@ -265,7 +265,7 @@ def test_ctrl_c_says_that_nothing_was_left(workplace, capsys, monkeypatch):
 ZYGOTE = """
 import json, os, sys
 import padim_bottle.sweep.feature_cache, padim_bottle.experiment.results_writer, padim_bottle.comparison.files
-import padim_bottle.data.synthetic_datamodule
+import padim_bottle.data.synthetic
 import padim_bottle.model.padim, padim_bottle.comparison.markdown, filelock, rich.progress, omegaconf
 from padim_bottle.commands.train import train_command
 from padim_bottle.commands.sweep import sweep_command

@@ -1,25 +1,12 @@
 """Reading images and masks of any ordinary kind into 8-bit arrays."""
 
-import zlib
 from io import BytesIO
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from padim_bottle.errors import UserError
-
-# OpenCV's own threads do not survive a fork, by which DataLoader starts its workers: the next call into OpenCV would
-# then wait for ever. Nothing here gains from them.
-cv2.setNumThreads(0)
-
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# IHDR's bit depth, colour type, compression, filter and interlacing of ordinary 8-bit RGB and greyscale.
-_RGB_8_BIT = bytes((8, 2, 0, 0, 0))
-_GREY_8_BIT = bytes((8, 0, 0, 0, 0))
-# Chunks that change no pixel. Others (tRNS, eXIf, acTL, ...) leave the file to Pillow.
-_PLAIN_CHUNKS = {*b"IHDR gAMA cHRM sRGB pHYs tIME tEXt zTXt bKGD IDAT IEND".split()}
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -38,12 +25,7 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         UserError: If the file is missing, unreadable, truncated or of an unknown kind.
     """
-    data = _read_bytes(path)
-    # OpenCV decodes a plain PNG a fifth faster than Pillow, to the same pixels.
-    if _is_plain_png(data, _RGB_8_BIT, _GREY_8_BIT):
-        image = _decode_with_opencv(data, path, cv2.IMREAD_COLOR)
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
-    return _decode_with_pillow(data, path, "RGB")
+    return _decode(path, "RGB")
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -58,80 +40,54 @@ def read_mask(path: str | Path) -> np.ndarray:
     Raises:
         UserError: As :func:`read_image`.
     """
-    data = _read_bytes(path)
-    if _is_plain_png(data, _GREY_8_BIT):
-        grey = _decode_with_opencv(data, path, cv2.IMREAD_GRAYSCALE)
-    else:
-        grey = _decode_with_pillow(data, path, "L")
-    return (grey > 0).astype(np.uint8)
+    return (_decode(path, "L") > 0).astype(np.uint8)
 
 
-def _read_bytes(path: str | Path) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"Cannot read the image {path}: {error.strerror}. Check path and permissions.") from None
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Return an image's width and height in pixels, as stored; only the head of the file is read.
 
-
-def _is_plain_png(data: bytes, *kinds: bytes) -> bool:
-    """Whether ``data`` is a PNG of one of the given kinds, whole to the last checksum.
-
-    The checksums are compared here because not every OpenCV release refuses a truncated PNG.
+    Raises:
+        UserError: As :func:`read_image`, as far as the head tells.
     """
-    if not data.startswith(_PNG_SIGNATURE) or data[24:29] not in kinds:
-        return False
-    width, height = (int.from_bytes(data[start : start + 4], "big") for start in (16, 20))
-    if width * height > (Image.MAX_IMAGE_PIXELS or 0):
-        return False
-    view, start = memoryview(data), len(_PNG_SIGNATURE)
-    while start + 12 <= len(data):
-        kind, end = data[start + 4 : start + 8], start + 8 + int.from_bytes(data[start : start + 4], "big")
-        checksum = data[end : end + 4]
-        if kind not in _PLAIN_CHUNKS or zlib.crc32(view[start + 4 : end]) != int.from_bytes(checksum, "big"):
-            return False
-        if kind == b"IEND":
-            return len(checksum) == 4
-        start = end + 4
-    return False
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except Exception as error:
+        raise _refusal(path, error) from None
 
 
-def _decode_with_opencv(data: bytes, path: str | Path, flags: int) -> np.ndarray:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if image is None:  # Pillow would leave rows that are missing black
-        raise _undecodable(data, path, "its pixels are not all there")
-    return image
-
-
-def _decode_with_pillow(data: bytes, path: str | Path, mode: str) -> np.ndarray:
+def _decode(path: str | Path, mode: str) -> np.ndarray:
     """Decode to 8-bit "RGB" (H, W, 3), or to "L" (H, W), which keeps 16 bits where there are any."""
     try:
-        image = Image.open(BytesIO(data))
-        image.load()
-        if image.mode in ("I", "F") and not _is_16_bit_grey(image):
-            raise UserError(f"The image {path} has 32-bit values, whose range is not known. Save it with 8 or 16 bits.")
-        image = ImageOps.exif_transpose(image)
-        if _is_16_bit_grey(image):
-            grey = np.asarray(image)
-            if mode == "L":
-                return grey
-            image = Image.fromarray((grey >> 8).astype(np.uint8))
-        return np.array(image.convert(mode))  # a copy, for Pillow's own memory is read-only
+        # From memory: of a TIFF that Pillow opens and closes itself, it turns the pixels twice.
+        with Image.open(BytesIO(Path(path).read_bytes())) as image:
+            image.load()
+            if image.mode in ("I", "F") and not _is_16_bit_grey(image):
+                raise UserError(
+                    f"The image {path} has 32-bit values, whose range is not known. Save it with 8 or 16 bits."
+                )
+            image = ImageOps.exif_transpose(image)
+            if _is_16_bit_grey(image):
+                grey = np.array(image)
+                if mode == "L":
+                    return grey
+                image = Image.fromarray((grey >> 8).astype(np.uint8))
+            return np.array(image.convert(mode))  # a copy, for Pillow's own memory is read-only
     except UserError:
         raise
     except Exception as error:  # on broken files Pillow's decoders raise errors of any kind
-        raise _undecodable(data, path, _reason(error)) from None
+        raise _refusal(path, error) from None
 
 
-def _undecodable(data: bytes, path: str | Path, reason: str) -> UserError:
+def _refusal(path: str | Path, error: Exception) -> UserError:
+    if isinstance(error, OSError) and error.errno is not None:  # the file system's, not the decoder's
+        return UserError(f"Cannot read the image {path}: {error.strerror}. Check path and permissions.")
+    unknown = isinstance(error, UnidentifiedImageError)
+    reason = "it is of no known image format" if unknown else " ".join(str(error).split())
     return UserError(
-        f"Cannot decode the image {path} ({len(data)} bytes): {reason}. "
-        "The file is truncated or no image: copy or download it again, or remove it."
+        f"Cannot decode the image {path}: {reason}. The file is truncated or no image: copy or download it again, or "
+        "remove it."
     )
-
-
-def _reason(error: Exception) -> str:
-    # Pillow names the in-memory buffer here, which tells the reader nothing.
-    return "no known image format" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
 
 
 def _is_16_bit_grey(image: Image.Image) -> bool:

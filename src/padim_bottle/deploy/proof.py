@@ -64,7 +64,7 @@ def find_proof_photos(run: Path, folder: Path | None) -> ProofPhotos:
 
 def _test_files(run: Path) -> Any:
     from padim_bottle.data.mvtec import MVTecAD
-    from padim_bottle.data.synthetic_datamodule import SyntheticBottles
+    from padim_bottle.data.synthetic import SyntheticBottles
 
     data = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]
     arguments = data.get("init_args") or {}
