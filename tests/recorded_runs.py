@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from padim_bottle.evaluation.metrics import Predictions, Thresholds, evaluate, predictions_table
-from padim_bottle.figures.panels import HeatmapScale, draw_prediction, write_png
+from padim_bottle.figures.panels import HeatmapScale, draw_panels, write_strip
 from padim_bottle.model.calibration import conformal_threshold, p_value
-from padim_bottle.runs.finished import DATA_FILE, save_data
+from padim_bottle.runs.finished import DATA_FILE, save_data, strip_path
 
 SIDE = 32
 TYPES = {"good": 8, "broken_large": 5, "contamination": 6}
@@ -57,7 +57,7 @@ def write_run(
             "fingerprint": "0" * 64,
         },
         "weights": {"name": "resnet18.tv_in1k", "source": "folder" if real else "random", "sha256": None},
-        "model": {"class": "padim_bottle.model.padim.Padim"},
+        "model": {"class": "padim_bottle.Padim", "image_size": [SIDE, SIDE]},
         **evaluate(predictions, thresholds),
         "calibration": {
             "alpha": alpha,
@@ -91,6 +91,6 @@ def write_run(
         scale = HeatmapScale.from_threshold(6.0, 3.0)
         for i, path in enumerate(predictions.image_paths):
             photograph = rng.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
-            drawing = draw_prediction(photograph, maps[i], masks[i], maps[i] >= 6, scale, "a caption")
-            write_png(folder / "images" / names[i] / f"{Path(path).stem}.png", drawing)
+            panels = draw_panels(photograph, maps[i], masks[i], maps[i] >= 6, scale)
+            write_strip(folder / strip_path(Path("images", names[i], f"{Path(path).stem}.png")), panels)
     return folder

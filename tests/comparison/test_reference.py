@@ -17,7 +17,7 @@ EXPERIMENTS = ("padim_resnet18", "padim_resnet18_local", "padim_efficientnet_lit
 
 def published_table(text: str) -> list[str]:
     """Return the lines of the table whose header has the published figures' last column."""
-    (start,) = [i for i, line in enumerate(text.splitlines()) if line.startswith("|  | image AUROC")]
+    (start,) = [i for i, line in enumerate(text.splitlines()) if line.startswith("|  | backbone, px")]
     lines = text.splitlines()[start:]
     return lines[: next(i for i, line in enumerate([*lines, ""]) if not line.startswith("|"))]
 

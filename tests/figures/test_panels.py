@@ -5,14 +5,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from padim_bottle.errors import UserError
 from padim_bottle.figures.panels import (
     COLOURMAP,
     PREDICTION,
     TRUTH,
     HeatmapScale,
-    crop_panels,
-    draw_prediction,
+    draw_panels,
+    lay_out,
+    read_strip,
     write_png,
+    write_strip,
 )
 
 SIDE = 256
@@ -33,9 +36,10 @@ def draw(**changes) -> np.ndarray:
         "mask": NOWHERE,
         "predicted_mask": NOWHERE,
         "scale": SCALE,
-        "caption": "good: score 12.00, threshold 20.00",
     }
-    return draw_prediction(**(arguments | changes))
+    caption = changes.pop("caption", "good: score 12.00, threshold 20.00")
+    arguments |= changes
+    return lay_out(draw_panels(**arguments), arguments["scale"], caption)
 
 
 def changed(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -168,24 +172,29 @@ def test_small_maps_are_enlarged_and_rectangular_ones_keep_their_shape():
     assert pixels_like(picture, TRUTH) > 200
 
 
-@pytest.mark.parametrize(("height", "width"), [(256, 256), (32, 48), (100, 60)])
-def test_panels_are_cut_out_where_they_were_drawn(height, width):
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize(("height", "width"), [(256, 256), (32, 48), (100, 60), (300, 900)])
+def test_a_strip_shows_the_panels_side_by_side(height, width, tmp_path):
     zoom = -(-224 // min(height, width))
-    image = rng.integers(0, 255, (height * zoom, width * zoom, 3), dtype=np.uint8)
+    image = np.tile(np.linspace(0, 255, width * zoom).astype(np.uint8)[:, None], (height * zoom, 1, 3))
     nowhere = np.zeros((height, width), dtype=bool)
-    picture = draw_prediction(image, np.zeros((height, width), np.float32), nowhere, nowhere, SCALE, "caption")
-    photograph, truth, heat, decision = crop_panels(picture, (height, width))
-    for panel in (photograph, truth, decision):
+    panels = draw_panels(image, np.zeros((height, width), np.float32), nowhere, nowhere, SCALE)
+    for panel in (panels.photograph, panels.truth, panels.decision):
         np.testing.assert_array_equal(panel, image)
-    assert heat.shape == image.shape
+    write_strip(tmp_path / "strip.jpg", panels)
+    photograph, heat, decision = np.hsplit(np.asarray(read_strip(tmp_path / "strip.jpg")).astype(int), 3)
+    assert len(photograph) == min(256, height * zoom)
+    np.testing.assert_allclose(photograph[5], np.linspace(0, 255, photograph.shape[1])[:, None].repeat(3, 1), atol=9)
+    assert np.abs(photograph - decision).max() < 12
     # All low scores: a mixture of the grey photograph and the darkest colour.
-    assert heat.max() < 0.4 * 255 and np.ptp(heat.astype(int), axis=2).max() <= 6
+    assert 0.25 * 255 < heat.max() < 0.4 * 255
+    assert (tmp_path / "strip.jpg").stat().st_size < 40_000
 
 
-def test_a_picture_of_another_size_is_not_cut():
-    with pytest.raises(ValueError, match="has the size"):
-        crop_panels(draw(), (SIDE, SIDE + 1))
+@pytest.mark.parametrize("content", [b"", b"no picture"])
+def test_a_damaged_strip_is_named(content, tmp_path):
+    (tmp_path / "strip.jpg").write_bytes(content)
+    with pytest.raises(UserError, match="is no picture"):
+        read_strip(tmp_path / "strip.jpg")
 
 
 @pytest.mark.parametrize("value", [-3.0, 10.0, 1e6])

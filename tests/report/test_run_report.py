@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from recorded_runs import write_run
 
 from padim_bottle.commands.report import report_command
@@ -67,13 +68,19 @@ def folder(tmp_path_factory):
 
 def test_a_report_names_its_run_and_shows_its_metrics(folder):
     page, metrics = Page(folder / "report.html"), json.loads((folder / "metrics.json").read_text())
-    names = ("image_AUROC", "pixel_AUROC", "pixel_AUPRO", "image_F1Score", "image_F1Max", "image_F1Score_anomalib")
-    assert page.row("an_experiment, seed 0")[1:] == [f"{metrics[name]:.4f}" for name in names]
+    names = (
+        "image_AUROC", "pixel_AUROC", "pixel_AUPRO", "pixel_AUPIMO", "image_F1Score", "image_F1Max",
+        "image_F1Score_anomalib",
+    )  # fmt: skip
+    assert page.row("an_experiment, seed 0")[1:] == ["resnet18, 32", *(spell(metrics.get(name)) for name in names)]
     large = metrics["per_defect"]["broken_large"]
-    assert page.row("broken_large")[1:] == [
-        "5",
-        *(f"{large[name]:.4f}" for name in ("image_AUROC", "pixel_AUROC", "pixel_AUPRO", "recall")),
-    ]
+    names = ("image_AUROC", "pixel_AUROC", "pixel_AUPRO", "pixel_AUPIMO", "recall")
+    assert page.row("broken_large")[1:] == ["5", *(spell(large.get(name)) for name in names)]
+    assert "1 in 100,000 to 1 in 10,000 pixels" in page.text
+
+
+def spell(value):
+    return "–" if value is None else f"{value:.4f}"
 
 
 def test_a_report_loads_nothing(folder):
@@ -104,7 +111,7 @@ def test_what_is_not_real_says_so_and_stands_beside_no_published_figure(real, ba
     run = write_run(tmp_path / "seed_0", real=real, pictures=False)
     page = Page(write_report(run))
     assert ("Synthetic images." in page.text, "Random weights." in page.text) == (not real, not real)
-    assert ("PatchCore" in page.text) == real
+    assert ("PatchCore" in page.text) == ("[1] its AUPRO averages over the defective images alone" in page.text) == real
     assert sum(a.get("class") == "banner" and a.get("role") == "note" for _, a in page.tags) == banners
 
 
@@ -177,7 +184,7 @@ def test_hostile_names_are_text(tmp_path):
 
 
 def test_the_command_writes_the_same_report_again(folder, capsys):
-    files = ["report.html", *(str(path.relative_to(folder)) for path in (folder / "figures").iterdir())]
+    files = ["report.html", *(str(path.relative_to(folder)) for path in (folder / "figures").rglob("*.*"))]
     before = {name: (folder / name).read_bytes() for name in files}
     (folder / "report.html").unlink()
     (folder / "figures" / "roc.svg").unlink()
@@ -201,7 +208,7 @@ def test_a_sweeps_report_compares_and_links(tmp_path, monkeypatch):
     page = Page(tmp_path / "report.html")
     row = next(row for row in page.rows if row and row[0].startswith("first (") and "2 seeds" in row[0])
     aurocs = [run["image_AUROC"] for run in metrics["first"]]
-    assert row[1] == f"{np.mean(aurocs):.4f} ± {np.std(aurocs, ddof=1):.4f}"
+    assert row[2] == f"{np.mean(aurocs):.4f} ± {np.std(aurocs, ddof=1):.4f}"
     links = [a["href"] for t, a in page.tags if t == "a" and not a["href"].startswith("#")]
     assert links == ["first/seed_1/report.html"]
     assert "first (SYNTHETIC IMAGES, RANDOM WEIGHTS) and second (SYNTHETIC IMAGES, RANDOM WEIGHTS): " in page.text
@@ -220,9 +227,9 @@ def test_broken_files_are_an_error_for_people(damage, folder, tmp_path, capsys):
     elif damage == "columns":
         (run / "predictions.csv").write_text("image_path,score\nx.png,1\n")
     elif damage == "picture":
-        next((run / "images").rglob("*.png")).write_bytes(b"")
+        next((run / "figures" / "panels").rglob("*.jpg")).write_bytes(b"")
     elif damage == "size":
-        shutil.copy(run / "figures" / "roc.png", next((run / "images").rglob("*.png")))
+        Image.new("RGB", (100, 100)).save(next((run / "figures" / "panels").rglob("*.jpg")))
     elif damage == "values":
         (run / "metrics.json").write_text("{}")
     else:

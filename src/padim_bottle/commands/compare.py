@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 COMPARE_HELP = """\
 Compare experiments over their seeds. Reads <experiment>/seed_<n>/ of every folder given and writes
-  summary.csv      one row a run
+  summary.csv      a row a run, and the means of each experiment
   summary.md       means, intervals, differences between experiments, and what they do and do not say
   comparison.png   every run, the means and the published figures
 """
@@ -57,17 +57,13 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _print_key_figures(table: pd.DataFrame) -> None:
-    from padim_bottle.comparison.markdown import KEY_LABELS, display_names, spell_figure, spell_interval, verdicts
-    from padim_bottle.comparison.statistics import paired_differences, summarise
+    from padim_bottle.comparison.markdown import display_names, key_figures, verdicts
+    from padim_bottle.comparison.statistics import paired_differences
+    from padim_bottle.report.page import COLUMNS
 
-    names = display_names(table)
-    summary = summarise(table).set_index(["experiment", "metric"])
-    for experiment, seeds in table["experiment"].value_counts(sort=False).items():
-        print(f"{names[experiment]}, {seeds} seed{'s' * (seeds > 1)}:")
-        for metric, label in KEY_LABELS.items():
-            if (experiment, metric) in summary.index:
-                row = summary.loc[(experiment, metric)]
-                spread = f"{spell_figure(row['mean'])} ± {spell_figure(row['std'])}"
-                print(f"  {label:<30} {spread:<17} 95 % interval {spell_interval(row['low'], row['high'])}")
-    for sentence in verdicts(paired_differences(table), names):
+    for row in key_figures(table):
+        print(f"{row.name}:")
+        for label, cell in zip(COLUMNS.values(), row.cells, strict=True):
+            print(f"  {label:<20} {cell}")
+    for sentence in verdicts(paired_differences(table), display_names(table)):
         print(sentence)

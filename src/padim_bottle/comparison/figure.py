@@ -7,12 +7,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from padim_bottle.comparison.markdown import KEY_LABELS, display_names, is_comparable, is_real
+from padim_bottle.comparison.markdown import display_names, is_comparable, is_real
 from padim_bottle.comparison.statistics import summarise
+from padim_bottle.figures.scores import LINES, plain
 from padim_bottle.report.published import PUBLISHED
-
-# Okabe and Ito's palette, without its yellow, which is too light on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+from padim_bottle.runs.table import KEY_METRICS, METRICS
 
 
 def draw_comparison(table: pd.DataFrame) -> Figure:
@@ -23,37 +22,41 @@ def draw_comparison(table: pd.DataFrame) -> Figure:
     names = display_names(drawn)
     published = PUBLISHED if is_comparable(drawn).any() else ()
     summary = summarise(drawn).set_index(["experiment", "metric"])
+    metrics = [metric for metric in KEY_METRICS if drawn[metric].notna().any()] or ["image_AUROC"]
     # An experiment's row is as high as two of published figures.
     heights = [*(2 * i + 0.5 for i in range(len(names))), *(2 * len(names) + i for i in range(len(published)))]
     bottom = 2 * len(names) + len(published) - 0.5
-    figure = Figure(figsize=(9.5, 1.9 + 0.44 * bottom), layout="constrained")
-    panels = figure.subplots(2, 2, sharey=True)
-    for metric, axes in zip(KEY_LABELS, panels.flat, strict=True):
+    rows = -(-len(metrics) // 2)
+    figure = Figure(figsize=(10.2, 1 + rows * (0.45 + 0.22 * bottom)), layout="constrained")
+    panels = figure.subplots(rows, 2, sharey=True, squeeze=False)
+    for axes in panels.flat[len(metrics) :]:
+        axes.set_axis_off()
+    for metric, axes in zip(metrics, panels.flat, strict=False):
         tuned = "\n(published: tuned on the test labels)" if published and metric == "image_F1Score" else ""
-        axes.set_title(KEY_LABELS[metric] + tuned, fontsize=10)
+        axes.set_title(METRICS[metric] + tuned, fontsize=10)
         axes.locator_params(axis="x", nbins=5)
         axes.ticklabel_format(axis="x", useOffset=False)
         axes.grid(axis="x", color="0.9", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.tick_params(labelsize=9, length=0)
         axes.spines[["top", "right", "left"]].set_visible(False)
-        for experiment, y, colour in zip(names, heights, cycle(COLOURS), strict=False):
+        for experiment, y, (colour, *_) in zip(names, heights, cycle(LINES), strict=False):
             values = drawn.loc[drawn["experiment"] == experiment, metric].dropna().to_numpy()
             if len(values):
                 _draw_runs(axes, values, summary.loc[(experiment, metric)], y, colour)
         for row, y in zip(published, heights[len(names) :], strict=True):
-            value = row.image_F1 if metric == "image_F1Score" else getattr(row, metric)
+            value = getattr(row, "image_F1Score_anomalib" if metric == "image_F1Score" else metric)
             if value is not None:
                 axes.plot(value, y, marker="D", markersize=4.5, color="0.55", markerfacecolor="none")
     first = panels[0, 0]
     first.set_ylim(bottom, -0.5)
-    # A '$' would begin a formula.
-    first.set_yticks(heights, [name.replace("$", r"\$") for name in (*names.values(), *(p.source for p in published))])
+    others = [", ".join(filter(None, (row.source, row.backbone))) for row in published]
+    first.set_yticks(heights, [plain(name) for name in (*names.values(), *others)])
     for axes in panels[:, 0]:
         for label in axes.get_yticklabels()[len(names) :]:
             label.set(color="0.35", fontsize=8)
     key = "dot: one run; bar: mean over seeds and its 95 % t interval" + "; diamond: published" * bool(published)
-    omitted = [name.replace("$", r"\$") for name in display_names(table).values() if name not in names.values()]
+    omitted = [plain(name) for name in display_names(table).values() if name not in names.values()]
     if omitted:
         key += f"\nnot drawn: {', '.join(omitted)}"
     figure.supxlabel(key, fontsize=9, color="0.35")

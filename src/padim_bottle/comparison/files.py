@@ -1,12 +1,15 @@
 """The files that a comparison leaves."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from padim_bottle.comparison.figure import draw_comparison
 from padim_bottle.comparison.markdown import report
+from padim_bottle.comparison.statistics import mean_rows
 from padim_bottle.errors import UserError
+from padim_bottle.figures.gallery import render
 from padim_bottle.files import write_whole
 from padim_bottle.runs.table import FinishedRuns, read_runs
 
@@ -29,14 +32,19 @@ def write_comparison(
     """
     runs = runs or read_runs(folders)
     output = Path(output) if output is not None else _common_folder(folders)
-    table = runs.table.drop(columns="folder")
-    picture = io.BytesIO()
-    draw_comparison(runs.table).savefig(picture, format="png", dpi=160, metadata={"Software": None})
-    text = report(runs)
+    # The rows of runs, and below each experiment's a row of their means.
+    table = pd.concat([runs.table.assign(row="run"), mean_rows(runs.table).assign(row="mean")])
+    order = table["experiment"].map({name: i for i, name in enumerate(table["experiment"].unique())})
+    table = table.iloc[order.argsort(kind="stable")].drop(columns="folder")
+    table.insert(1, "row", table.pop("row"))
+    files = {
+        "summary.csv": table.to_csv(index=False),
+        "comparison.png": render(draw_comparison(runs.table), "png"),
+        "summary.md": report(runs),
+    }
     try:
-        write_whole(output / "summary.csv", table.to_csv(index=False))
-        write_whole(output / "comparison.png", picture.getvalue())
-        write_whole(output / "summary.md", text)
+        for name, content in files.items():
+            write_whole(output / name, content)
     except OSError as error:
         raise UserError(f"Cannot write the comparison to {output}: {error}.") from error
     return output / "summary.md"

@@ -3,24 +3,14 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
 
 from padim_bottle.comparison.figure import draw_comparison
-from padim_bottle.comparison.markdown import display_names, is_comparable, is_real, verdicts
+from padim_bottle.comparison.markdown import display_names, is_comparable, is_real, key_figures, verdicts
 from padim_bottle.comparison.statistics import paired_differences
 from padim_bottle.errors import UserError
 from padim_bottle.figures.gallery import render
 from padim_bottle.files import write_whole
-from padim_bottle.report.page import (
-    COLUMNS,
-    METRICS_NOTE,
-    data_source,
-    metrics_table,
-    render_page,
-    spell,
-)
+from padim_bottle.report.page import COLUMNS, METRICS_NOTE, data_source, metrics_table, render_page, spell
 from padim_bottle.runs.table import read_runs
 
 DEMONSTRATION = {
@@ -63,7 +53,7 @@ def write_sweep_report(folders: Sequence[Path], output: Path) -> Path:
         script="",
         title=title,
         warnings=warnings,
-        metrics=_sweep_table(table, names),
+        metrics=metrics_table(key_figures(table, dash="–"), bool(is_comparable(table).any())),
         metrics_note=f"Mean ± standard deviation over seeds. {METRICS_NOTE} Intervals, and what the seeds do not say, "
         "are in summary.md.",
         verdicts=verdicts(paired_differences(table), names),
@@ -78,18 +68,3 @@ def write_sweep_report(folders: Sequence[Path], output: Path) -> Path:
     except OSError as error:
         raise UserError(f"Cannot write the report to {output}: {error}.") from error
     return output / "report.html"
-
-
-def _sweep_table(table: pd.DataFrame, names: dict[str, str]) -> dict[str, Any]:
-    rows = [
-        {
-            "name": f"{names[experiment]}, {len(group)} seed{'s' * (len(group) > 1)}",
-            "own": True,
-            "cells": [
-                spell(group[name].mean()) + (f" ± {spell(group[name].std())}" if len(group) > 1 else "")
-                for name in COLUMNS
-            ],
-        }
-        for experiment, group in table.groupby("experiment", sort=False)
-    ]
-    return metrics_table(rows, bool(is_comparable(table).any()))

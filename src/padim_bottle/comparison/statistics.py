@@ -13,31 +13,40 @@ from padim_bottle.runs.table import COUNTS, KEY_METRICS, METRICS, RESOURCES, def
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-SAME = 1e-12  # differences below this are rounding
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean over seeds of every metric, time and size of every experiment, one row each.
+    """Return the mean over seeds of every metric, time and size of every experiment that has one, a row each.
 
-    Columns: experiment, metric, seeds (that have a value), mean, std, low and high (Student's t interval of the mean,
-    not defined for one seed), min, max.
+    Columns: experiment, metric, seeds (that have a value), mean, std (n - 1), low and high (Student's t interval of the
+    mean, not defined for one seed), min, max.
+    """
+    metrics = [*METRICS, *defect_metrics(runs), *RESOURCES]
+    values = runs.astype(dict.fromkeys(metrics, float)).melt("experiment", metrics, var_name="metric").dropna()
+    summary = (
+        values.groupby(["experiment", "metric"], sort=False)["value"]
+        .agg(seeds="count", mean="mean", std="std", min="min", max="max")
+        .reset_index()
+    )
+    half = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, summary["seeds"] - 1) * summary["std"] / np.sqrt(summary["seeds"])
+    return summary.assign(low=summary["mean"] - half, high=summary["mean"] + half)
+
+
+def mean_rows(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return a row an experiment: means of its metrics over its runs, and what all of its runs agree in.
+
+    Times and memory are means of the runs that did all their work: a run that took another's features costs less.
     """
     rows = []
-    for experiment, table in runs.groupby("experiment", sort=False):
-        for metric in (*METRICS, *defect_metrics(runs), *RESOURCES):
-            values = table[metric].dropna().to_numpy(float)
-            if len(values):
-                rows.append(
-                    {
-                        "experiment": experiment,
-                        "metric": metric,
-                        "seeds": len(values),
-                        **t_interval(values),
-                        "min": values.min(),
-                        "max": values.max(),
-                    }
-                )
-    return pd.DataFrame(rows)
+    for _, group in runs.groupby("experiment", sort=False):
+        shared = {name: group[name].iloc[0] for name in group if group[name].nunique(dropna=False) == 1}
+        metrics = group[[*METRICS, *defect_metrics(runs)]].mean()
+        costs = group.loc[group["features_from_seed"].isna(), list(RESOURCES)].astype(float).mean()
+        rows.append({**shared, **metrics, **costs, "seed": pd.NA})
+    means = pd.DataFrame(rows, columns=runs.columns)
+    for name in filter(lambda name: pd.api.types.is_integer_dtype(runs[name]), runs):
+        means[name] = pd.to_numeric(means[name], errors="coerce").round().astype("Int64")
+    return means
 
 
 def paired_differences(runs: pd.DataFrame, metrics: Sequence[str] = KEY_METRICS) -> pd.DataFrame:
@@ -48,6 +57,7 @@ def paired_differences(runs: pd.DataFrame, metrics: Sequence[str] = KEY_METRICS)
     'higher', 'lower', 'cannot tell', or why nothing was computed.
     """
     tables = dict(list(runs.groupby("experiment", sort=False)))
+    metrics = [metric for metric in metrics if runs[metric].notna().any()]
     rows = []
     for (first, one), (second, other) in combinations(tables.items(), 2):
         digests = [one["data_fingerprint"].iloc[0], other["data_fingerprint"].iloc[0]]
@@ -74,25 +84,31 @@ def false_alarms(runs: pd.DataFrame) -> pd.DataFrame:
     Columns: experiment, alpha, seeds, false_alarms, good_images, rate, low, high (Clopper-Pearson, as if images of
     different seeds were different images), missed, defective_images. Experiments without a threshold have no row.
     """
-    rows = []
-    for experiment, table in runs.dropna(subset=list(COUNTS)).groupby("experiment", sort=False):
-        tn, fp, fn, tp = (int(table[name].sum()) for name in COUNTS)
-        low, high = _clopper_pearson(fp, tn + fp)
-        rows.append(
-            {
-                "experiment": experiment,
-                "alpha": table["alpha"].iloc[0],
-                "seeds": len(table),
-                "false_alarms": fp,
-                "good_images": tn + fp,
-                "rate": fp / (tn + fp) if tn + fp else np.nan,
-                "low": low,
-                "high": high,
-                "missed": fn,
-                "defective_images": fn + tp,
-            }
+    alarms = (
+        runs.dropna(subset=list(COUNTS))
+        .groupby("experiment", sort=False)
+        .agg(
+            alpha=("alpha", "first"),
+            seeds=("seed", "count"),
+            false_alarms=("false_positive", "sum"),
+            good_images=("true_negative", "sum"),
+            missed=("false_negative", "sum"),
+            defective_images=("true_positive", "sum"),
         )
-    return pd.DataFrame(rows)
+        .reset_index()
+    )
+    alarms["good_images"] += alarms["false_alarms"]
+    alarms["defective_images"] += alarms["missed"]
+    alarms = alarms[alarms["good_images"] > 0]
+    intervals = [
+        scipy.stats.binomtest(int(row.false_alarms), int(row.good_images)).proportion_ci(CONFIDENCE, method="exact")
+        for row in alarms.itertuples()
+    ]
+    return alarms.assign(
+        rate=(alarms["false_alarms"] / alarms["good_images"]).astype(float),
+        low=[interval.low for interval in intervals],
+        high=[interval.high for interval in intervals],
+    )
 
 
 def image_bootstrap(runs: pd.DataFrame) -> pd.DataFrame:
@@ -111,17 +127,8 @@ def image_bootstrap(runs: pd.DataFrame) -> pd.DataFrame:
         if len(predictions) > 1 and all(other.index.equals(predictions[0].index) for other in predictions):
             figures.append((f"mean of {len(predictions)} seeds", predictions))
         for figure, chosen in figures:
-            for metric, (value, low, high) in bootstrap_images(chosen).items():
-                rows.append(
-                    {
-                        "experiment": experiment,
-                        "figure": figure,
-                        "metric": metric,
-                        "value": value,
-                        "low": low,
-                        "high": high,
-                    }
-                )
+            for metric, limits in bootstrap_images(chosen).items():
+                rows.append((experiment, figure, metric, *limits))
     return pd.DataFrame(rows, columns=["experiment", "figure", "metric", "value", "low", "high"])
 
 
@@ -139,62 +146,47 @@ def bootstrap_images(
         For each metric that is defined: the value, and the lower and upper limit.
     """
     labels = predictions[0]["label"].to_numpy(bool)
-    good, defective = int((~labels).sum()), int(labels.sum())
-    if not good or not defective:
+    good, defective = np.flatnonzero(~labels), np.flatnonzero(labels)
+    if len(good) < 2 or len(defective) < 2:
         return {}
-    rng = np.random.default_rng(seed)
-    # How often each image was drawn says all that is needed about a resample. Row 0 is the sample itself.
-    drawn_good = np.vstack([np.ones(good), rng.multinomial(good, np.full(good, 1 / good), resamples)])
-    drawn_defective = np.vstack(
-        [np.ones(defective), rng.multinomial(defective, np.full(defective, 1 / defective), resamples)]
-    )
     # (good, defective): in what share of the runs the defective image outranks the good one, ties half.
-    outranked = np.zeros((good, defective))
+    outranked = np.zeros((len(good), len(defective)))
     for table in predictions:
         scores = table["score"].to_numpy(float)
-        outranked += (np.sign(scores[labels] - scores[~labels][:, None]) + 1) / 2 / len(predictions)
-    values = {"image_AUROC": ((drawn_good @ outranked) * drawn_defective).sum(axis=1) / (good * defective)}
+        outranked += (np.sign(scores[defective] - scores[good][:, None]) + 1) / 2 / len(predictions)
+
+    # Of drawn images, by their numbers; the last axis are the images of a resample.
+    def auroc(drawn_good: np.ndarray, drawn_defective: np.ndarray, axis: int = -1) -> np.ndarray:
+        return outranked[drawn_good[..., :, None], drawn_defective[..., None, :]].mean(axis=(-2, -1))
+
+    def f1(drawn_good: np.ndarray, drawn_defective: np.ndarray, axis: int = -1) -> np.ndarray:
+        alarms, hits = called[:, good][:, drawn_good].sum(-1), called[:, defective][:, drawn_defective].sum(-1)
+        return (2 * hits / (hits + alarms + len(defective))).mean(axis=0)
+
+    statistics = {"image_AUROC": auroc}
     if all(table["predicted_label"].notna().all() for table in predictions):
-        predicted = np.stack([table["predicted_label"].to_numpy(bool) for table in predictions])
-        alarms, hits = drawn_good @ predicted[:, ~labels].T, drawn_defective @ predicted[:, labels].T
-        values["image_F1Score"] = (2 * hits / (hits + alarms + defective)).mean(axis=1)
-    tail = 100 * (1 - CONFIDENCE) / 2
-    return {
-        metric: (float(value[0]), *map(float, np.percentile(value[1:], [tail, 100 - tail])))
-        for metric, value in values.items()
-    }
-
-
-def t_interval(values: np.ndarray) -> dict[str, float]:
-    """Return mean, standard deviation (n - 1) and Student's t interval of the mean; NaN where undefined."""
-    mean, n = float(np.mean(values)), len(values)
-    if n < 2:
-        return {"mean": mean, "std": np.nan, "low": np.nan, "high": np.nan}
-    std = float(np.std(values, ddof=1))
-    half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / np.sqrt(n)
-    return {"mean": mean, "std": std, "low": mean - half, "high": mean + half}
+        called = np.stack([table["predicted_label"].to_numpy(bool) for table in predictions])
+        statistics["image_F1Score"] = f1
+    sample = np.arange(len(good)), np.arange(len(defective))
+    limits = {}
+    for metric, statistic in statistics.items():
+        interval = scipy.stats.bootstrap(
+            sample, statistic, n_resamples=resamples, batch=max(1, 10_000_000 // outranked.size),
+            confidence_level=CONFIDENCE, method="percentile", vectorized=True, random_state=seed,
+        ).confidence_interval  # fmt: skip
+        limits[metric] = (float(statistic(*sample)), float(interval.low), float(interval.high))
+    return limits
 
 
 def _compare(differences: np.ndarray) -> dict[str, Any]:
-    interval = t_interval(differences)
-    row = {"difference": interval["mean"], "low": interval["low"], "high": interval["high"], "p_value": np.nan}
     # Rounding must neither break ties nor make a difference out of none.
     rounded = np.round(differences, 12)
+    row = {"difference": float(differences.mean())}
     if rounded.any():
         row["p_value"] = float(scipy.stats.wilcoxon(rounded).pvalue)
-    if np.ptp(differences) < SAME:
-        row["finding"] = "the same difference for every seed" if rounded.any() else "equal for every seed"
-    elif interval["low"] > 0:
-        row["finding"] = "higher"
-    elif interval["high"] < 0:
-        row["finding"] = "lower"
-    else:
-        row["finding"] = "cannot tell"
-    return row
-
-
-def _clopper_pearson(count: int, total: int) -> tuple[float, float]:
-    if not total:
-        return np.nan, np.nan
-    interval = scipy.stats.binomtest(count, total).proportion_ci(CONFIDENCE, method="exact")
-    return float(interval.low), float(interval.high)
+    if not np.ptp(rounded):
+        finding = "the same difference for every seed" if rounded.any() else "equal for every seed"
+        return {**row, "low": row["difference"], "high": row["difference"], "finding": finding}
+    low, high = scipy.stats.ttest_1samp(differences, 0).confidence_interval(CONFIDENCE)
+    finding = "higher" if low > 0 else "lower" if high < 0 else "cannot tell"
+    return {**row, "low": low, "high": high, "finding": finding}

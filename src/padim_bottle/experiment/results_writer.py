@@ -25,7 +25,7 @@ from padim_bottle.errors import UserError
 from padim_bottle.evaluation.metrics import Predictions, evaluate, predictions_table
 from padim_bottle.experiment.loggers import log_results
 from padim_bottle.experiment.summary import print_summary
-from padim_bottle.figures.panels import HeatmapScale, draw_prediction, write_png
+from padim_bottle.figures.panels import HeatmapScale, draw_panels, lay_out, write_png, write_strip
 from padim_bottle.files import write_whole
 from padim_bottle.runs import environment
 from padim_bottle.runs.description import (
@@ -36,7 +36,7 @@ from padim_bottle.runs.description import (
     run_seed,
     run_thresholds,
 )
-from padim_bottle.runs.finished import DATA_FILE, save_data
+from padim_bottle.runs.finished import DATA_FILE, save_data, strip_path
 from padim_bottle.runs.folder import partial_folder, picture_path, publish, remove_abandoned
 
 logger = logging.getLogger(__name__)
@@ -266,8 +266,10 @@ class ResultsWriter(Callback):
         if p_value is not None:
             caption += f", p = {p_value:.3f}"
         pixel_threshold = np.inf if self._thresholds.pixel is None else self._thresholds.pixel
-        drawing = draw_prediction(picture, anomaly_map, mask, anomaly_map >= pixel_threshold, scale, caption)
-        write_png(self._partial / target, drawing)
+        panels = draw_panels(picture, anomaly_map, mask, anomaly_map >= pixel_threshold, scale)
+        write_png(self._partial / target, lay_out(panels, scale, caption))
+        if self.report:
+            write_strip(self._partial / strip_path(target), panels)
 
     def _heatmap_scale(self, pl_module: LightningModule, maps: np.ndarray) -> HeatmapScale:
         """One scale for all images of a run; without a threshold, that of the first batch."""

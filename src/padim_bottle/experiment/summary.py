@@ -7,7 +7,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from padim_bottle.report.published import PUBLISHED
+from padim_bottle.report.page import AUPIMO_NOTE, OwnRow, comparison_rows, describe_setup
+from padim_bottle.runs.table import DEFECT_METRICS
+
+_COLUMNS = {
+    "image_AUROC": "image AUROC",
+    "pixel_AUROC": "pixel AUROC",
+    "pixel_AUPRO": "AUPRO",
+    "pixel_AUPIMO": "AUPIMO",
+    "image_F1Score": "F1",
+    "image_F1Score_anomalib": "F1 test-tuned",
+}
 
 
 def print_summary(metrics: dict[str, Any], folder: Path, console: Console | None = None) -> None:
@@ -38,22 +48,19 @@ def print_summary(metrics: dict[str, Any], folder: Path, console: Console | None
 
 def _metrics_table(metrics: dict[str, Any], with_published: bool) -> Table:
     data = metrics["data"]
+    seed = "unseeded" if metrics["seed"] is None else f"seed {metrics['seed']}"
+    setup = describe_setup(metrics["weights"]["name"], metrics["model"].get("image_size"))
+    own = OwnRow(f"{metrics['experiment']}, {seed}", setup, [_figure(metrics.get(name)) for name in _COLUMNS])
+    header, rows, notes = comparison_rows([own], with_published, _COLUMNS, dash="-")
     table = Table(
         box=box.SIMPLE,
         title=f"{data['name']} '{data['category']}', {data['test_images']} test images",
-        caption="F1: at the run's own threshold. F1 test-tuned: anomalib's F1Score, its threshold fitted on the test "
-        "labels, as in the published rows.",
+        caption="\n".join(["F1: at the run's own threshold. F1 test-tuned: as published.", AUPIMO_NOTE, *notes]),
     )
-    for name in ("", "image AUROC", "pixel AUROC", "AUPRO", "F1", "F1 test-tuned"):
-        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
-    seed = "unseeded" if metrics["seed"] is None else f"seed {metrics['seed']}"
-    keys = ("image_AUROC", "pixel_AUROC", "pixel_AUPRO", "image_F1Score", "image_F1Score_anomalib")
-    table.add_row(f"{metrics['experiment']}, {seed}", *(_figure(metrics[key]) for key in keys), style="bold")
-    for row in PUBLISHED if with_published else ():
-        table.add_row(
-            row.source, _figure(row.image_AUROC), _figure(row.pixel_AUROC), _figure(row.pixel_AUPRO), "",
-            _figure(row.image_F1),
-        )  # fmt: skip
+    for name in header:
+        table.add_column(name, justify="right" if name in _COLUMNS.values() else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(row["name"], *row["cells"], style="bold" if row["own"] else None)
     return table
 
 
@@ -73,11 +80,10 @@ def _threshold_sentences(metrics: dict[str, Any]) -> str:
 
 def _defects_table(per_defect: dict[str, Any]) -> Table:
     table = Table(box=box.SIMPLE)
-    for name in ("defect", "images", "image AUROC", "pixel AUROC", "AUPRO", "found"):
+    for name in ("defect", "images", *DEFECT_METRICS.values()):
         table.add_column(name, justify="left" if name == "defect" else "right")
     for defect, figures in per_defect.items():
-        keys = ("image_AUROC", "pixel_AUROC", "pixel_AUPRO", "recall")
-        table.add_row(defect, str(figures["images"]), *(_figure(figures[key]) for key in keys))
+        table.add_row(defect, str(figures["images"]), *(_figure(figures.get(key)) for key in DEFECT_METRICS))
     return table
 
 

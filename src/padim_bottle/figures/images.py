@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
-from padim_bottle.errors import UserError
-from padim_bottle.figures.panels import Picture, crop_panels
+from padim_bottle.figures.panels import Picture, read_strip
 from padim_bottle.figures.scores import Drawing, plain
 from padim_bottle.runs.finished import RecordedRun
 
@@ -47,12 +46,12 @@ def draw_calibration_maps(run: RecordedRun) -> Drawing:
 
 def draw_hardest_images(run: RecordedRun, count: int = 4) -> Drawing:
     """Draw the lowest-scoring defective images and the highest-scoring good ones."""
-    drawable = run.predictions[run.predictions["picture"].notna()]
+    drawable = run.predictions[run.predictions["strip"].notna()]
     defective, good = drawable[drawable["label"]].head(count), drawable[~drawable["label"]][::-1].head(count)
     rows = [row for row in (defective, good) if len(row)]
-    if not rows or "map_shape" not in run.arrays:
+    if not rows:
         return None
-    tiles = [[_decision(read_panels(run, case.picture)) for case in row.itertuples()] for row in rows]
+    tiles = [[_decision_and_map(*_panels(run, case.strip)) for case in row.itertuples()] for row in rows]
     texts = [[_describe(run, case) for case in row.itertuples()] for row in rows]
     figure = _mosaic(tiles, texts)
     words = {True: "defective images with the lowest scores", False: "good images with the highest scores"}
@@ -67,24 +66,19 @@ def draw_hardest_images(run: RecordedRun, count: int = 4) -> Drawing:
 
 def draw_began_with(run: RecordedRun) -> Drawing:
     """Draw a found 'broken_large' and a found 'contamination': of each type the image with the median score."""
-    cases = []
-    for defect in ("broken_large", "contamination"):
-        of_type = run.predictions[run.predictions["defect_type"] == defect]
-        if len(of_type):
-            case = of_type.iloc[len(of_type) // 2]
-            if case["picture"] is not None:
-                cases.append(case)
-    if len(cases) < 2 or "map_shape" not in run.arrays:
+    drawable = run.predictions[run.predictions["strip"].notna()]
+    types = [drawable[drawable["defect_type"] == defect] for defect in ("broken_large", "contamination")]
+    if any(of_type.empty for of_type in types):
         return None
-    rows = [read_panels(run, case["picture"]) for case in cases]
-    texts = [[_describe(run, case), "true defect", "anomaly map", "prediction"] for case in cases]
-    figure = _mosaic(rows, texts)
+    cases = [of_type.iloc[len(of_type) // 2] for of_type in types]
+    rows = [_panels(run, case["strip"]) for case in cases]
+    figure = _mosaic(rows, [[_describe(run, case), "anomaly map", "true defect and prediction"] for case in cases])
     sentences = []
     for case in cases:
         sentence = f"{case['defect_type']}/{case['image']}"
         if run.threshold is not None:
             sentence += " is found" if case["score"] >= run.threshold else " is missed"
-        if case["covered"] == case["covered"]:
+        if not np.isnan(case["covered"]):
             sentence += (
                 f": {case['covered']:.0%} of the defect's pixels are within the predicted outline, and of all the "
                 f"others, reflections included, {case['spilled']:.1%}"
@@ -92,33 +86,16 @@ def draw_began_with(run: RecordedRun) -> Drawing:
         sentences.append(sentence)
     caption = (
         "The two cases that this experiment began from: a large break, and contamination between bright reflections "
-        "that are no defect. Of each type the image whose score is the median is shown, whatever it looks like. "
-        f"{'. '.join(sentences)}."
+        "that are no defect. Of each type the image whose score is the median is shown, whatever it looks like; the "
+        f"true defect is dashed blue, the predicted one solid yellow. {'. '.join(sentences)}."
     )
     return "A large break, and contamination among reflections", caption, figure
-
-
-def read_panels(run: RecordedRun, picture: Path) -> list[Picture]:
-    """Read the four panels of a test image's picture, in BGR as OpenCV has it.
-
-    Raises:
-        UserError: the file is no picture of this run.
-    """
-    path = run.folder / picture
-    content = np.fromfile(path, dtype=np.uint8)
-    pixels = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
-    if pixels is None:
-        raise UserError(f"{path} is no picture: it was damaged.")
-    try:
-        return crop_panels(pixels, tuple(run.arrays["map_shape"]))
-    except ValueError as error:
-        raise UserError(f"{path} is no picture of this run: {error}.") from error
 
 
 def _describe(run: RecordedRun, case: Any) -> str:
     """Two lines below a picture: which image, and what the model said."""
     text = f"{plain(case.defect_type)}/{plain(case.image)}\nscore {case.score:.2f}"
-    if case.p_value == case.p_value:
+    if not np.isnan(case.p_value):
         text += f", p = {case.p_value:.3f}"
     if run.threshold is not None:
         called = case.score >= run.threshold
@@ -127,13 +104,17 @@ def _describe(run: RecordedRun, case: Any) -> str:
     return text
 
 
-def _decision(panels: Sequence[Picture]) -> Picture:
-    gap = np.full((panels[0].shape[0], 4, 3), 255, dtype=np.uint8)
-    return np.hstack([panels[3], gap, panels[2]])
+def _panels(run: RecordedRun, strip: Path) -> list[Picture]:
+    """Return photograph, anomaly map and decision."""
+    return np.hsplit(np.asarray(read_strip(run.folder / strip)), 3)
+
+
+def _decision_and_map(photograph: Picture, heat: Picture, decision: Picture) -> Picture:
+    return np.hstack([decision, np.full((len(heat), 4, 3), 255, dtype=np.uint8), heat])
 
 
 def _mosaic(tiles: Sequence[Sequence[Picture]], texts: Sequence[Sequence[str]]) -> Figure:
-    """Lay pictures of one size, in BGR, out in rows, with text beneath each: as one image, for the sake of time."""
+    """Lay pictures of one size out in rows, with text beneath each: as one image, for the sake of time."""
     columns = max(map(len, tiles))
     # No more pixels than are printed.
     width = min(tiles[0][0].shape[1], round(_WIDTH * _PIXELS / columns * 0.97))
@@ -150,6 +131,6 @@ def _mosaic(tiles: Sequence[Sequence[Picture]], texts: Sequence[Sequence[str]]) 
             tile = cv2.resize(tile, (width, height), interpolation=cv2.INTER_AREA)
             page[top : top + height, left : left + width] = tile
             axes.text(left, top + height + gap / 2, texts[i][j], fontsize=7, va="top", linespacing=1.3)
-    axes.imshow(page[..., ::-1], aspect="auto")
+    axes.imshow(page, aspect="auto")
     axes.set_axis_off()
     return figure

@@ -3,9 +3,12 @@
 Nothing here keeps state, so pictures can be drawn in a pool of threads.
 """
 
+import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import matplotlib
@@ -13,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from padim_bottle.errors import UserError
 from padim_bottle.files import write_whole
 
 Picture = NDArray[np.uint8]
@@ -30,6 +34,8 @@ _CANVAS: Colour = (27, 27, 31)
 _INK: Colour = (232, 232, 236)
 _FAINT: Colour = (150, 150, 158)
 _MIN_PANEL = 224  # pixels; titles do not fit in less
+_STRIP_HEIGHT = 256  # pixels; as much as the report shows
+_JPEG_QUALITY = 85
 
 
 @dataclass(frozen=True)
@@ -75,15 +81,24 @@ class HeatmapScale:
         return COLOURMAP[np.rint(level * 255).astype(np.uint8)]
 
 
-def draw_prediction(
+class Panels(NamedTuple):
+    """What is shown of an image: RGB, uint8 ``(h, w, 3)``, all of one size."""
+
+    photograph: Picture
+    truth: Picture
+    heat: Picture
+    decision: Picture
+    truth_title: str
+
+
+def draw_panels(
     image: Picture,
     anomaly_map: NDArray[np.float32],
     mask: NDArray[np.bool_] | None,
     predicted_mask: NDArray[np.bool_],
     scale: HeatmapScale,
-    caption: str,
-) -> Picture:
-    """Draw four panels side by side - image, ground truth, anomaly map, prediction - above a caption.
+) -> Panels:
+    """Draw what the camera saw, what is true, what the model scored and what it decided.
 
     Ground truth is outlined by a dashed blue line, the prediction by a solid yellow one.
 
@@ -93,73 +108,91 @@ def draw_prediction(
         mask: ground truth, bool ``(H, W)``; all False for a good image, None if it is not known.
         predicted_mask: the pixels called anomalous, bool ``(H, W)``.
         scale: the run's colour scale.
-        caption: one line of text: score, threshold, verdict.
 
     Returns:
-        The picture, RGB, uint8. Panels have the size of the map, times a whole number if that is small.
+        Panels of the size of the map, times a whole number if that is small.
 
     Raises:
         ValueError: if the shapes do not fit or the map holds NaN.
     """
     _check(image, anomaly_map, mask, predicted_mask)
-    layout = _Layout.of(anomaly_map.shape)
-    height, width, unit, top, lefts = layout.height, layout.width, layout.unit, layout.top, layout.lefts
-    zoom = height // anomaly_map.shape[0]
-
+    zoom = math.ceil(_MIN_PANEL / min(anomaly_map.shape))
+    height, width = anomaly_map.shape[0] * zoom, anomaly_map.shape[1] * zoom
+    unit = min(height, width) / 256
     image = _resized(image, height, width)
     predicted_mask = _enlarged(predicted_mask, zoom)
-    mask = None if mask is None else _enlarged(mask, zoom)
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     heat = cv2.resize(scale.colours(anomaly_map), (width, height), interpolation=cv2.INTER_LINEAR)
+    decision = _tinted(image, predicted_mask, PREDICTION)
+    _outline(decision, predicted_mask, PREDICTION, unit, dashed=False)
+    if mask is None:
+        truth, title = np.full_like(image, 45), "Ground truth: not known"
+    else:
+        truth, title = image.copy(), "Ground truth" if mask.any() else "Ground truth: no defect"
+        for panel in (truth, decision):
+            _outline(panel, _enlarged(mask, zoom), TRUTH, unit, dashed=True)
+    return Panels(image, truth, cv2.addWeighted(grey, 0.35, heat, 0.65, 0), decision, title)
 
-    truth_panel = image.copy() if mask is not None else np.full_like(image, 45)
-    decision_panel = _tinted(image, predicted_mask, PREDICTION)
-    if mask is not None:
-        _outline(truth_panel, mask, TRUTH, unit, dashed=True)
-    _outline(decision_panel, predicted_mask, PREDICTION, unit, dashed=False)
-    if mask is not None:
-        _outline(decision_panel, mask, TRUTH, unit, dashed=True)
-    panels = [image, truth_panel, cv2.addWeighted(grey, 0.35, heat, 0.65, 0), decision_panel]
 
-    bar_left, bar_right = layout.bar
-    canvas = np.empty((*layout.size, 3), dtype=np.uint8)
+def lay_out(panels: Panels, scale: HeatmapScale, caption: str) -> Picture:
+    """Lay the panels out side by side, with titles, the colour bar of the scale and a line of text below them."""
+    height, width = panels.photograph.shape[:2]
+    unit = min(height, width) / 256  # line widths and letters grow with the panels
+    margin, top, below, bar = round(8 * unit), round(24 * unit), round(30 * unit), round(10 * unit)
+    lefts = [margin + i * (width + margin) for i in range(3)]
+    bar_left = lefts[2] + width + margin // 2
+    lefts.append(bar_left + bar + round(38 * unit) + margin)
+    canvas = np.empty((top + height + below, lefts[3] + width + margin, 3), dtype=np.uint8)
     canvas[:] = _CANVAS
-    for left, panel in zip(lefts, panels, strict=True):
+    for left, panel in zip(lefts, panels[:4], strict=True):
         canvas[top : top + height, left : left + width] = panel
-    levels = np.linspace(scale.high, scale.low, height)
-    canvas[top : top + height, bar_left:bar_right] = scale.colours(levels)[:, None]
-
+    canvas[top : top + height, bar_left : bar_left + bar] = scale.colours(np.linspace(scale.high, scale.low, height))[
+        :, None
+    ]
     page = Image.fromarray(canvas)
     pen = ImageDraw.Draw(page)
     font, small = ImageFont.load_default(13 * unit), ImageFont.load_default(10.5 * unit)
-    truth = "Ground truth" if mask is None or mask.any() else "Ground truth: no defect"
-    titles = ("Image", truth, "Anomaly map", "Prediction")
-    for left, title in zip(lefts, titles, strict=True):
+    for left, title in zip(lefts, ("Image", panels.truth_title, "Anomaly map", "Prediction"), strict=True):
         pen.text((left, top - 7 * unit), title, _INK, font, anchor="ls")
-    _key(pen, lefts[1] + width, top, "dashed", TRUTH, small, unit)
-    _key(pen, lefts[3] + width, top, "solid", PREDICTION, small, unit)
-    if mask is None:
-        pen.text((lefts[1] + width / 2, top + height / 2), "not known", _FAINT, font, anchor="mm")
-    _label_bar(pen, (bar_left, top, bar_right, top + height), scale, small, unit)
+    _key(pen, lefts[1] + width, top, ((0, 7), (10.5, 17.5), (21, 28)), TRUTH, unit)
+    _key(pen, lefts[3] + width, top, ((0, 28),), PREDICTION, unit)
+    _label_bar(pen, (bar_left, top, bar_left + bar, top + height), scale, small, unit)
     pen.text((lefts[0], top + height + 20 * unit), caption, _INK, font, anchor="ls")
     return np.array(page)
 
 
-def crop_panels(picture: Picture, map_shape: tuple[int, int]) -> list[Picture]:
-    """Cut the four panels - image, ground truth, anomaly map, prediction - out of a picture of ``draw_prediction``.
-
-    Args:
-        picture: RGB or BGR, uint8.
-        map_shape: ``(H, W)`` of the anomaly map that it was drawn from.
+def write_strip(path: Path, panels: Panels) -> None:
+    """Write photograph, anomaly map and decision side by side as a JPEG, for figures and the report to take.
 
     Raises:
-        ValueError: if no picture of such a map has this size.
+        OSError: if the file cannot be written.
     """
-    layout = _Layout.of(map_shape)
-    if picture.shape[:2] != layout.size:
-        raise ValueError(f"a picture of a map {map_shape} has the size {layout.size}, not {picture.shape[:2]}")
-    rows = slice(layout.top, layout.top + layout.height)
-    return [picture[rows, left : left + layout.width] for left in layout.lefts]
+    strip = np.hstack([panels.photograph, panels.heat, panels.decision])
+    share = min(1.0, _STRIP_HEIGHT / len(strip))
+    size = 3 * round(strip.shape[1] * share / 3), round(len(strip) * share)
+    write_whole(path, encode_jpeg(Image.fromarray(strip).resize(size, Image.Resampling.BOX)))
+
+
+def read_strip(path: Path) -> Image.Image:
+    """Read what ``write_strip`` wrote.
+
+    Raises:
+        UserError: it is no such picture.
+    """
+    try:
+        strip = Image.open(path).convert("RGB")
+    except OSError as error:
+        raise UserError(f"{path} is no picture: it was damaged.") from error
+    if strip.width % 3:
+        raise UserError(f"{path} is no picture of this run: its panels are not of one size.")
+    return strip
+
+
+def encode_jpeg(picture: Image.Image) -> bytes:
+    """Return a picture as a JPEG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    return buffer.getvalue()
 
 
 def write_png(path: Path, array: Picture) -> None:
@@ -178,33 +211,6 @@ def write_png(path: Path, array: Picture) -> None:
     settings = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
     _, encoded = cv2.imencode(".png", bgr, settings)
     write_whole(Path(path), encoded.tobytes())
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Where things are in a picture, in pixels."""
-
-    height: int  # of a panel
-    width: int
-    unit: float  # line widths and letters grow with the panels
-    top: int
-    lefts: tuple[int, int, int, int]
-    bar: tuple[int, int]
-    size: tuple[int, int]  # height and width of the whole picture
-
-    @classmethod
-    def of(cls, map_shape: tuple[int, int]) -> "_Layout":
-        zoom = math.ceil(_MIN_PANEL / min(map_shape))
-        height, width = map_shape[0] * zoom, map_shape[1] * zoom
-        unit = min(height, width) / 256
-        margin, title_height, caption_height = round(8 * unit), round(24 * unit), round(30 * unit)
-        bar_width, number_width = round(10 * unit), round(38 * unit)
-        first, second, third = (margin + i * (width + margin) for i in range(3))
-        bar_left = third + width + margin // 2
-        fourth = bar_left + bar_width + number_width + margin
-        size = (title_height + height + caption_height, fourth + width + margin)
-        lefts = (first, second, third, fourth)
-        return cls(height, width, unit, title_height, lefts, (bar_left, bar_left + bar_width), size)
 
 
 def _check(
@@ -254,13 +260,12 @@ def _key(
     pen: ImageDraw.ImageDraw,
     right: float,
     top: float,
-    style: str,
+    dashes: Sequence[tuple[float, float]],
     colour: Colour,
-    font: ImageFont.FreeTypeFont,
     unit: float,
 ) -> None:
-    """Sample of an outline at the right end of a panel's title."""
-    middle, dashes = top - 11 * unit, ((0, 28),) if style == "solid" else ((0, 7), (10.5, 17.5), (21, 28))
+    """Draw a sample of an outline at the right end of a panel's title."""
+    middle = top - 11 * unit
     for start, end in dashes:
         line = (right - (28 - start) * unit, middle, right - (28 - end) * unit, middle)
         pen.line(line, colour, width=max(1, round(2 * unit)))

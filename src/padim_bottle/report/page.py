@@ -2,30 +2,37 @@
 
 import base64
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import cv2
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from padim_bottle.figures.panels import Picture
 from padim_bottle.report.published import PUBLISHED
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-METRICS_NOTE = (
-    "AUPRO: to a false positive rate of 0.3. F1: at the run's own threshold. F1Max and anomalib's F1: their threshold "
-    "has seen the test labels, as those of published figures have."
-)
 COLUMNS = {
     "image_AUROC": "image AUROC",
     "pixel_AUROC": "pixel AUROC",
     "pixel_AUPRO": "AUPRO",
-    "image_F1Score": "F1",
+    "pixel_AUPIMO": "AUPIMO",
+    "image_F1Score": "F1, no defect seen",
     "image_F1Max": "F1Max",
-    "image_F1Score_anomalib": "anomalib's F1",
+    "image_F1Score_anomalib": "anomalib's F1Score",
 }
+"""The metrics of a table that compares, and what it calls them."""
+
+AUPIMO_NOTE = (
+    "AUPIMO: how much of a defect is found, image by image, while only 1 in 100,000 to 1 in 10,000 pixels of good "
+    "images light up."
+)
+METRICS_NOTE = (
+    f"AUPRO: to a false positive rate of 0.3. {AUPIMO_NOTE} F1, no defect seen: the threshold is from training images. "
+    "F1Max and anomalib's F1Score are tuned on the test labels, as all published F1 figures are: compare those with "
+    "the last column."
+)
 SYNTHETIC = {
     "title": "Synthetic images.",
     "text": "These bottles were drawn by a program. No figure here says anything about MVTec AD.",
@@ -35,7 +42,54 @@ RANDOM_WEIGHTS = {
     "text": "The backbone was never trained. No figure here says anything about PaDiM.",
 }
 
-_JPEG_QUALITY = 80
+
+class OwnRow(NamedTuple):
+    """A row of our own figures: its name, backbone and size of images, and a text for each column of metrics."""
+
+    name: str
+    setup: str
+    cells: Sequence[str]
+
+
+def comparison_rows(
+    own: Sequence[OwnRow], comparable: bool, columns: Mapping[str, str] = COLUMNS, dash: str = "–"
+) -> tuple[list[str], list[dict[str, Any]], list[str]]:
+    """Lay our figures out above the published ones.
+
+    Args:
+        own: our rows.
+        comparable: whether published figures stand beside these.
+        columns: metrics, as ``metrics.json`` names them, and their headings.
+        dash: what stands for a figure that is not defined or not given.
+
+    Returns:
+        The header, the rows (name, cells, own) and the footnotes, whose numbers stand behind the names.
+    """
+    header = ["", "backbone, px", *columns.values()]
+    rows: list[dict[str, Any]] = [{"name": row.name, "cells": [row.setup, *row.cells], "own": True} for row in own]
+    notes: list[str] = []
+    for row in PUBLISHED if comparable else ():
+        name = row.source
+        if row.protocol:
+            if row.protocol not in notes:
+                notes.append(row.protocol)
+            name += f" [{notes.index(row.protocol) + 1}]"
+        setup = ", ".join(filter(None, (row.backbone, row.size)))
+        cells = [spell(getattr(row, metric, None), dash) for metric in columns]
+        rows.append({"name": name, "cells": [setup, *cells], "own": False})
+    return header, rows, [f"[{number}] {note}." for number, note in enumerate(notes, 1)]
+
+
+def metrics_table(own: Sequence[OwnRow], comparable: bool) -> dict[str, Any]:
+    """Return the same as a table of a page."""
+    header, rows, notes = comparison_rows(own, comparable)
+    return {"label": "Metrics", "header": header, "rows": rows, "notes": notes}
+
+
+def describe_setup(weights: str, image_size: Sequence[int] | None) -> str:
+    """Return backbone and size of the images as a table names them."""
+    sides = dict.fromkeys(image_size or ())
+    return ", ".join(filter(None, (weights.split(".")[0], " x ".join(map(str, sides)))))
 
 
 def demonstration_warnings(synthetic: bool, random_weights: bool) -> list[dict[str, str]]:
@@ -70,28 +124,12 @@ def _hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def jpeg_source(pixels: Picture) -> str:
-    """Return a picture, in BGR as OpenCV has it, as a JPEG within an address."""
-    _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-    return data_source("image/jpeg", encoded.tobytes())
-
-
 def data_source(kind: str, content: bytes) -> str:
     """Return content of a media type as an address that holds it."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def spell(value: float | None) -> str:
+def spell(value: float | None, dash: str = "–") -> str:
     """Return a figure as text, a dash where it is undefined."""
     # NaN, of all numbers, does not equal itself.
-    return "–" if value is None or value != value else f"{value:.4f}"
-
-
-def metrics_table(rows: list[dict[str, Any]], comparable: bool) -> dict[str, Any]:
-    """Return the table of ``COLUMNS``: rows of ours, and the published ones where those compare."""
-    if comparable:
-        # Published F1 figures are anomalib's.
-        rows = rows + [
-            {"name": row.source, "cells": [*map(spell, row[1:4]), "–", "–", spell(row.image_F1)]} for row in PUBLISHED
-        ]
-    return {"label": "Metrics", "header": ["", *COLUMNS.values()], "rows": rows}
+    return dash if value is None or value != value else f"{value:.4f}"

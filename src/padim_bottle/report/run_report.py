@@ -5,47 +5,41 @@ no script run but its own.
 """
 
 import math
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import cv2
 import pandas as pd
+from PIL import Image
 
 from padim_bottle.errors import UserError
 from padim_bottle.figures.gallery import RunFigure, draw_figures, save_figures
-from padim_bottle.figures.images import read_panels
+from padim_bottle.figures.panels import encode_jpeg, read_strip
 from padim_bottle.figures.scores import is_skewed
 from padim_bottle.files import write_whole
 from padim_bottle.report.page import (
     COLUMNS,
     METRICS_NOTE,
+    OwnRow,
     data_source,
     demonstration_warnings,
-    jpeg_source,
+    describe_setup,
     metrics_table,
     read_template,
     render_page,
     spell,
 )
 from padim_bottle.runs.finished import RecordedRun, Reference, read_recorded_run, reference_thresholds
+from padim_bottle.runs.table import DEFECT_METRICS
 
 GALLERY_NOTE = "Every test image by its score, with its verdict at the threshold set above."
 PICTURES_NOTE = (
     " Left to right: photograph, anomaly map (one colour scale for all images), prediction (solid yellow) with the "
     "true defect (dashed blue)."
 )
-DEFECT_COLUMNS = {
-    "image_AUROC": "image AUROC",
-    "pixel_AUROC": "pixel AUROC",
-    "pixel_AUPRO": "AUPRO",
-    "recall": "recall",
-}
 _VECTOR_LIMIT = 300_000  # bytes; an SVG with photographs in it is larger
 _ROW = 18  # pixels
-_WIDTH, _MANY = 768, 120  # pixels of a card's picture, and how many pictures may be as wide
+_MANY = 120  # images whose panels a page shows in full size
 _KEYS = "ABCDEFGH"
 
 
@@ -62,11 +56,9 @@ def write_report(folder: Path) -> Path:
     # By falling scores.
     images = run.predictions[::-1].reset_index(drop=True)
     try:
-        with ThreadPoolExecutor(max_workers=1) as pool:  # pictures shrink while figures are drawn
-            cards = pool.submit(_cards, run, images)
-            figures = draw_figures(run)
-            save_figures(figures, folder / "figures")
-        write_whole(folder / "report.html", _page(run, images, figures, cards.result()))
+        figures = draw_figures(run)
+        save_figures(figures, folder / "figures")
+        write_whole(folder / "report.html", _page(run, images, figures, _cards(run, images)))
     except OSError as error:
         raise UserError(f"Cannot write the report to {folder}: {error}.") from error
     return folder / "report.html"
@@ -137,24 +129,20 @@ def _page(run: RecordedRun, images: pd.DataFrame, figures: Sequence[RunFigure], 
 
 def _metrics_table(run: RecordedRun, seed: str) -> dict[str, Any]:
     metrics = run.metrics
-    rows = [
-        {
-            "name": f"{metrics['experiment']}, {seed}",
-            "own": True,
-            "cells": [spell(metrics[name]) for name in COLUMNS],
-        }
-    ]
-    comparable = run.is_real() and metrics["data"]["category"] == "bottle"
-    return metrics_table(rows, comparable)
+    # A threshold that has seen the defects is no match for one that has not.
+    shown = dict(metrics) if metrics["calibration"] else {**metrics, "image_F1Score": None}
+    setup = describe_setup(metrics["weights"]["name"], metrics["model"].get("image_size"))
+    row = OwnRow(f"{metrics['experiment']}, {seed}", setup, [spell(shown.get(name)) for name in COLUMNS])
+    return metrics_table([row], run.is_real() and metrics["data"]["category"] == "bottle")
 
 
 def _defects_table(per_defect: dict[str, Any]) -> dict[str, Any]:
     return {
         "label": "Metrics by type of defect",
-        "header": ["", "images", *DEFECT_COLUMNS.values()],
+        "header": ["", "images", *DEFECT_METRICS.values()],
         "names": list(per_defect),
         "rows": [
-            {"name": name, "cells": [figures["images"], *(spell(figures[key]) for key in DEFECT_COLUMNS)]}
+            {"name": name, "cells": [figures["images"], *(spell(figures.get(key)) for key in DEFECT_METRICS)]}
             for name, figures in per_defect.items()
         ],
     }
@@ -203,30 +191,26 @@ def _chart(run: RecordedRun, references: Sequence[Reference]) -> dict[str, Any]:
 
 
 def _cards(run: RecordedRun, images: pd.DataFrame) -> list[dict[str, Any]]:
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        # Many pictures are made smaller, so that the page stays within a few megabytes.
-        width = round(_WIDTH * min(1.0, math.sqrt(_MANY / len(images))))
-        thumbnails = list(pool.map(lambda picture: _thumbnail(run, picture, width), images["picture"]))
+    # Many pictures are made smaller, so that the page stays within a few megabytes.
+    share = min(1.0, math.sqrt(_MANY / len(images)))
     return [
         {
             "title": f"{row.defect_type}/{row.image}",
             "score": f"{row.score:.3f}",
-            "p_value": f"{row.p_value:.3f}" if row.p_value == row.p_value else None,
-            **thumbnail,
+            "p_value": None if math.isnan(row.p_value) else f"{row.p_value:.3f}",
+            **({"source": None} if row.strip is None else _strip(run.folder / row.strip, share)),
         }
-        for row, thumbnail in zip(images.itertuples(), thumbnails, strict=True)
+        for row in images.itertuples()
     ]
 
 
-def _thumbnail(run: RecordedRun, picture: Path | None, width: int) -> dict[str, Any]:
-    if picture is None or "map_shape" not in run.arrays:
-        return {"source": None}
-    photograph, _, heatmap, decision = read_panels(run, picture)
-    strip = cv2.hconcat([photograph, heatmap, decision])
-    if strip.shape[1] > width:
-        height = round(strip.shape[0] * width / strip.shape[1])
-        strip = cv2.resize(strip, (width, height), interpolation=cv2.INTER_AREA)
-    return {"source": jpeg_source(strip), "width": strip.shape[1], "height": strip.shape[0]}
+def _strip(path: Path, share: float) -> dict[str, Any]:
+    """Return the panels of an image for a page, in ``share`` of their size."""
+    strip, content = read_strip(path), path.read_bytes()
+    if share < 1:
+        strip = strip.resize((round(strip.width * share), round(strip.height * share)), Image.Resampling.BOX)
+        content = encode_jpeg(strip)
+    return {"source": data_source("image/jpeg", content), "width": strip.width, "height": strip.height}
 
 
 def _figure_source(stem: Path) -> str:
@@ -234,7 +218,7 @@ def _figure_source(stem: Path) -> str:
     vector = stem.with_suffix(".svg").read_bytes()
     if len(vector) <= _VECTOR_LIMIT:
         return data_source("image/svg+xml", vector)
-    return jpeg_source(cv2.imread(str(stem.with_suffix(".png"))))
+    return data_source("image/jpeg", encode_jpeg(Image.open(stem.with_suffix(".png")).convert("RGB")))
 
 
 def _origin(source: str) -> str:

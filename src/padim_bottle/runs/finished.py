@@ -24,6 +24,7 @@ ALPHAS = (0.01, 0.05, 0.10)
 """False-alarm rates whose thresholds figures and report show."""
 
 DATA_FILE = Path("figures", "data.npz")
+STRIPS = Path("figures", "panels")
 ALL_DEFECTS = ""
 """Stands for all defect types together among the names of the curves; no folder can have this name."""
 
@@ -46,7 +47,8 @@ class RecordedRun:
         folder: the run's folder.
         metrics: what ``metrics.json`` holds.
         predictions: one row a test image, by ascending score: image (its name), defect_type, label, score, p_value,
-            picture (path relative to the folder, or ``None``).
+            covered, spilled (shares of the defect's pixels and of the others that are called anomalous), strip (path
+            of its panels in the folder, or ``None``).
         arrays: what ``figures/data.npz`` holds; empty without it.
     """
 
@@ -103,7 +105,6 @@ def save_data(
     """
     maps, masks = predictions.anomaly_maps, predictions.masks
     arrays = {
-        "map_shape": np.array(maps.shape[1:]),
         "map_mean": np.float32(map_mean),
         "map_std": np.float32(map_std),
     }
@@ -156,7 +157,7 @@ def read_recorded_run(folder: Path) -> RecordedRun:
                 "p_value": table.get("p_value", np.nan),
                 "covered": arrays.get("covered", np.nan),
                 "spilled": arrays.get("spilled", np.nan),
-                "picture": [picture if (folder / picture).is_file() else None for picture in pictures],
+                "strip": [strip if (folder / strip).is_file() else None for strip in map(strip_path, pictures)],
             }
         )
         metrics["thresholds"]["image"], metrics["calibration"], metrics["data"]["synthetic"]
@@ -166,6 +167,11 @@ def read_recorded_run(folder: Path) -> RecordedRun:
         raise UserError(f"{folder}: the run's files are broken: {type(error).__name__}: {error}.") from error
     predictions = predictions.sort_values(["score", "defect_type", "image"], ignore_index=True)
     return RecordedRun(folder, metrics, predictions, arrays)
+
+
+def strip_path(picture: Path) -> Path:
+    """Return where a run keeps the panels of a picture, as a strip, for its figures and its report."""
+    return STRIPS / picture.parent.name / f"{picture.stem}.jpg"
 
 
 def spell_alpha(alpha: float) -> str:

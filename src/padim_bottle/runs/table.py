@@ -12,33 +12,43 @@ import pandas as pd
 
 from padim_bottle.errors import UserError
 from padim_bottle.evaluation.curves import trace_curve
+from padim_bottle.evaluation.metrics import confusion_matrix
 
-METRICS = (
-    "image_AUROC",
-    "image_AUPR",
-    "image_F1Score",
-    "image_precision",
-    "image_recall",
-    "image_false_alarm_rate",
-    "image_F1Max",
-    "image_F1Score_anomalib",
-    "pixel_AUROC",
-    "pixel_AUPR",
-    "pixel_AUPRO",
-    "pixel_F1Score",
-    "pixel_F1Max",
-)
-DEFECT_METRICS = ("image_AUROC", "pixel_AUROC", "pixel_AUPRO", "recall")
-RESOURCES = (
-    "seconds_total",
-    "seconds_train",
-    "seconds_test",
-    "peak_memory_bytes",
-    "peak_worker_memory_bytes",
-    "peak_gpu_memory_bytes",
-    "checkpoint_bytes",
-)
-KEY_METRICS = ("image_AUROC", "pixel_AUROC", "pixel_AUPRO", "image_F1Score")
+METRICS = {
+    "image_AUROC": "image AUROC",
+    "image_AUPR": "image AUPR",
+    "image_F1Score": "F1 at the run's own threshold",
+    "image_precision": "precision",
+    "image_recall": "recall",
+    "image_false_alarm_rate": "false-alarm rate",
+    "image_F1Max": "F1Max (best on the test labels)",
+    "image_F1Score_anomalib": "anomalib's F1Score (tuned on the test labels)",
+    "pixel_AUROC": "pixel AUROC",
+    "pixel_AUPR": "pixel AUPR",
+    "pixel_AUPRO": "AUPRO",
+    "pixel_AUPIMO": "AUPIMO",
+    "pixel_AUPIMO_median": "AUPIMO, median of the images",
+    "pixel_F1Score": "pixel F1 at the run's own threshold",
+    "pixel_F1Max": "pixel F1Max (best on the test labels)",
+}
+"""What a comparison shows of ``metrics.json``, and what it is called. Runs of an earlier time may lack one."""
+DEFECT_METRICS = {
+    "image_AUROC": "image AUROC",
+    "pixel_AUROC": "pixel AUROC",
+    "pixel_AUPRO": "AUPRO",
+    "pixel_AUPIMO": "AUPIMO",
+    "recall": "recall",
+}
+KEY_METRICS = ("image_AUROC", "pixel_AUROC", "pixel_AUPRO", "pixel_AUPIMO", "image_F1Score")
+RESOURCES = {
+    "seconds_total": "whole run, s",
+    "seconds_train": "training, s",
+    "seconds_test": "test, s",
+    "peak_memory_bytes": "peak memory, process, MiB",
+    "peak_worker_memory_bytes": "peak memory, largest worker, MiB",
+    "peak_gpu_memory_bytes": "peak memory, GPU, MiB",
+    "checkpoint_bytes": "checkpoint, MiB",
+}
 COUNTS = ("true_negative", "false_positive", "false_negative", "true_positive")
 
 # Runs of one experiment must agree in these to be averaged.
@@ -98,17 +108,19 @@ def read_runs(folders: Sequence[str | Path]) -> FinishedRuns:
     if not rows:
         raise UserError(f"There is no usable run. {'; '.join(problems)}.")
     table = pd.DataFrame(rows)
-    measured = (*METRICS, *defect_metrics(table), *RESOURCES)
-    table = table.astype(dict.fromkeys(measured, float))
     integers = (*COUNTS, "features_from_seed", *(name for name in RESOURCES if name.endswith("_bytes")))
-    table = table.astype(dict.fromkeys(integers, "Int64"))
-    return FinishedRuns(table, problems, notes)
+    kinds = dict.fromkeys((*METRICS, *defect_metrics(table), *RESOURCES), "float") | dict.fromkeys(integers, "Int64")
+    return FinishedRuns(table.astype(kinds), problems, notes)
 
 
-def defect_metrics(runs: pd.DataFrame) -> list[str]:
-    """Return the columns of ``runs`` that hold a metric of one defect type."""
-    endings = tuple(f"_{metric}" for metric in DEFECT_METRICS)
-    return [name for name in runs if name.endswith(endings) and name not in METRICS]
+def defect_metrics(runs: pd.DataFrame) -> dict[str, str]:
+    """Return the columns of ``runs`` that hold a metric of one defect type, and what they are called."""
+    return {
+        column: f"{column.removesuffix(f'_{metric}')}: {label}"
+        for column in runs
+        for metric, label in DEFECT_METRICS.items()
+        if column.endswith(f"_{metric}") and column not in METRICS
+    }
 
 
 def _experiments(folders: Sequence[str | Path]) -> dict[str, Path]:
@@ -170,8 +182,9 @@ def _read_run(folder: Path) -> dict[str, Any]:
         "weights": weights["name"],
         "random_weights": weights["source"] == "random",
         "weights_sha256": _short(weights["sha256"]),
+        "image_size": "x".join(map(str, metrics["model"].get("image_size") or ())),
         "settings": _short(settings_digest(metrics["model"])),
-        **{name: _number(metrics[name], name) for name in METRICS},
+        **{name: _number(metrics.get(name), name) for name in METRICS},
         **{name: None if counts is None else counts[name] for name in COUNTS},
         "image_threshold": _number(thresholds["image"], "the image threshold"),
         "pixel_threshold": _number(thresholds["pixel"], "the pixel threshold"),
@@ -192,7 +205,7 @@ def _read_run(folder: Path) -> dict[str, Any]:
         for metric in DEFECT_METRICS:
             name = f"{defect}_{metric}"
             # A defect type could be called 'image'.
-            row[f"defect_{name}" if name in row else name] = _number(figures[metric], name)
+            row[f"defect_{name}" if name in row else name] = _number(figures.get(metric), name)
     return row
 
 
@@ -214,16 +227,15 @@ def _check_predictions(folder: Path, metrics: dict[str, Any]) -> None:
     labels, scores = predictions["label"].to_numpy(bool), predictions["score"].to_numpy(float)
     curve = trace_curve([np.sort(scores[~labels])], scores[labels])
     recomputed = {"image_AUROC": curve and curve.auroc}
-    recorded_counts = metrics["confusion_matrix"]
-    if recorded_counts is not None:
-        predicted = predictions["predicted_label"].to_numpy(bool)
-        counts = [int(((predicted == p) & (labels == t)).sum()) for t in (False, True) for p in (False, True)]
-        if counts != [recorded_counts[name] for name in COUNTS]:
-            raise ValueError(f"the confusion matrix is {recorded_counts} in metrics.json, {counts} by predictions.csv")
-        _, alarms, missed, hits = counts
-        recomputed["image_F1Score"] = 2 * hits / (2 * hits + alarms + missed) if hits + missed else None
+    recorded = metrics["confusion_matrix"]
+    if recorded is not None:
+        counts = confusion_matrix(predictions["predicted_label"].to_numpy(bool), labels)
+        if counts != recorded:
+            raise ValueError(f"the confusion matrix is {recorded} in metrics.json, {counts} by predictions.csv")
+        hits, errors = 2 * counts["true_positive"], counts["false_positive"] + counts["false_negative"]
+        recomputed["image_F1Score"] = hits / (hits + errors) if labels.any() else None
     for name, value in recomputed.items():
-        recorded = _number(metrics[name], name)
+        recorded = _number(metrics.get(name), name)
         if (recorded is None) != (value is None) or (value is not None and abs(value - recorded) > TOLERANCE):
             raise ValueError(f"{name} is {recorded} in metrics.json, {value} by predictions.csv")
 
