@@ -14,7 +14,7 @@ from padim_bottle.runs.finished import read_recorded_run, reference_thresholds
 
 pytestmark = pytest.mark.slow
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install -r requirements-dev.txt")
+playwright = pytest.importorskip("playwright.sync_api", reason='needs Playwright: pip install -e ".[dev]"')
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 TYPES = {"good": 8, "broken_large": 5, "contamination": 6, HOSTILE: 2}

@@ -13,7 +13,7 @@ import pytest
 
 from padim_bottle.commands.sweep import sweep_command
 
-ray = pytest.importorskip("ray", reason="needs Ray: pip install -r requirements-ray.txt")
+ray = pytest.importorskip("ray", reason='needs Ray: pip install -e ".[ray]"')
 
 pytestmark = pytest.mark.slow
 

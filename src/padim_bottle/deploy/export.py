@@ -37,7 +37,7 @@ def check_packages(formats: Sequence[str]) -> None:
     needed = dict.fromkeys(package for name in formats for package in PACKAGES[name])
     missing = [package for package in needed if find_spec(package) is None]
     if missing:
-        raise UserError(f"Export needs {', '.join(missing)}: pip install -r requirements-export.txt.")
+        raise UserError(f'Export needs {", ".join(missing)}: pip install -e ".[export]".')
 
 
 def find_checkpoint(path: Path) -> Path:

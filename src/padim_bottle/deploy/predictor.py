@@ -221,7 +221,7 @@ def _require(package: str, name: str) -> Any:
     try:
         return import_module(package)
     except ImportError as error:
-        raise UserError(f"{name} models need {package}: pip install -r requirements-export.txt ({error}).") from error
+        raise UserError(f'{name} models need {package}: pip install -e ".[export]" ({error}).') from error
 
 
 def _cores() -> int:

@@ -105,8 +105,8 @@ def trace_curve(
     ascending = positives[order]
     first = np.flatnonzero(np.append(True, ascending[1:] != ascending[:-1]))
     thresholds = ascending[first]
-    below = sum(np.searchsorted(scores, thresholds, side="left") for scores in negatives)
-    not_above = sum(np.searchsorted(scores, thresholds, side="right") for scores in negatives)
+    below = np.sum([np.searchsorted(scores, thresholds, side="left") for scores in negatives], axis=0)
+    not_above = np.sum([np.searchsorted(scores, thresholds, side="right") for scores in negatives], axis=0)
     overlap = None
     if overlap_weights is not None:
         reached = np.cumsum(overlap_weights[order][::-1], dtype=np.float64)[::-1]

@@ -63,8 +63,9 @@ class Predictions:
                 raise ValueError(f"{name} has shape {array.shape}, expected ({n}, height, width)")
         if self.labels.dtype != bool or (self.masks is not None and self.masks.dtype != bool):
             raise ValueError("labels and masks must be boolean arrays")
-        if self._has_pixels and self.anomaly_maps.shape != self.masks.shape:
-            raise ValueError(f"anomaly_maps {self.anomaly_maps.shape} and masks {self.masks.shape} differ in shape")
+        maps, masks = self.anomaly_maps, self.masks
+        if maps is not None and masks is not None and maps.shape != masks.shape:
+            raise ValueError(f"anomaly_maps {maps.shape} and masks {masks.shape} differ in shape")
 
         if n == 0:
             raise UserError("There are no predictions to evaluate: the test set is empty.")
@@ -78,10 +79,6 @@ class Predictions:
             self._refuse(~finite, "its anomaly map holds values that are not finite numbers")
         if self.masks is not None:
             self._refuse(self.masks.any(axis=(1, 2)) & ~self.labels, "it is labelled good but its mask marks a defect")
-
-    @property
-    def _has_pixels(self) -> bool:
-        return self.anomaly_maps is not None and self.masks is not None
 
     def _refuse(self, faulty: np.ndarray, reason: str) -> None:
         if faulty.any():
@@ -130,7 +127,9 @@ def evaluate(predictions: Predictions, thresholds: Thresholds) -> dict[str, Any]
     image = _areas(image_curve)
     pixel = _areas(pixel_curves.get(None))
     image_counts = None if thresholds.image is None else confusion_matrix(scores >= thresholds.image, labels)
-    best_counts = None if image_curve is None else confusion_matrix(scores > image["threshold"], labels)
+    best_counts = None
+    if image_curve is not None:
+        best_counts = confusion_matrix(scores > image_curve.f1_max[1], labels)
     pixel_counts = None
     if predictions.anomaly_maps is not None and predictions.masks is not None and thresholds.pixel is not None:
         pixel_counts = confusion_matrix(_at_least(predictions.anomaly_maps, thresholds.pixel), predictions.masks)

@@ -52,7 +52,7 @@ def connected(address: str, num_cpus: float, num_gpus: float) -> Iterator[None]:
         import ray
         from ray._private.services import canonicalize_bootstrap_address
     except ImportError as error:
-        raise UserError("Ray is not installed: pip install -r requirements-ray.txt, on every node.") from error
+        raise UserError('Ray is not installed: pip install -e ".[ray]", on every node.') from error
     if address != "auto" and not re.fullmatch(r"[^/\s]+:\d{1,5}", address):
         raise UserError(f"--ray {address}: name a host and port, for example 10.0.0.1:6379, or auto.")
     try:
