@@ -144,8 +144,8 @@ def training_embeddings() -> tuple[Any, str]:
     padim = Padim(BACKBONE, evaluator=False, visualizer=False).eval()
     parts = []
     with torch.inference_mode():
-        for path in find_files(root, "bottle").train:
-            image = torch.from_numpy(read_image(path)).permute(2, 0, 1).float().div_(255)
+        for photo in find_files(root, "bottle").train:
+            image = torch.from_numpy(read_image(photo.path)).permute(2, 0, 1).float().div_(255)
             features = padim.model.feature_extractor(padim.pre_processor.transform(image[None]))
             embedding = padim.model.generate_embedding(features)
             parts.append(embedding.unflatten(1, features["layer1"].shape[-2:]))

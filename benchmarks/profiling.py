@@ -76,8 +76,8 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
 # Work of threads (drawing) and of loader processes (the rest).
 BESIDE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("draw pictures (threads)", ("padim_bottle.experiment.results_writer:ResultsWriter._draw",)),
-    ("decode (workers)", ("padim_bottle.data.mvtec:read_image", "padim_bottle.data.mvtec:read_mask")),
-    ("resize and the rest (workers)", ("padim_bottle.data.mvtec:MVTecADDataset.__getitem__",)),
+    ("decode (workers)", ("padim_bottle.data.dataset:read_image", "padim_bottle.data.dataset:read_mask")),
+    ("resize and the rest (workers)", ("padim_bottle.data.dataset:PhotoDataset.__getitem__",)),
     ("collate (workers)", ("anomalib.data:ImageBatch.collate",)),
 )
 

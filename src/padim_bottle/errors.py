@@ -124,3 +124,9 @@ def _explain_machine(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
         return "Memory ran out: close other programs, or lower the batch sizes, n_features or image_size."
     return None
+
+
+def first_few(problems: list[str], shown: int = 5) -> str:
+    """Spell out a list that may be long: its first members, and how many more there are."""
+    more = f" and {len(problems) - shown} more ({len(problems)} in all)" if len(problems) > shown else ""
+    return "; ".join(problems[:shown]) + more

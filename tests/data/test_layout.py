@@ -1,5 +1,4 @@
 import hashlib
-import logging
 import shutil
 from importlib.resources import files
 
@@ -12,22 +11,25 @@ from padim_bottle.errors import UserError
 def test_own_category_is_accepted_and_paired_by_name(tmp_path, write_category):
     folder = write_category(tmp_path)
     found = find_files(tmp_path, "widget")
-    names = [image.relative_to(folder).as_posix() for image in found.test_defective]
-    masks = [mask.relative_to(folder).as_posix() for mask in found.masks]
+    defective = [image for image in found.test if image.defect != "good"]
+    names = [image.path.relative_to(folder).as_posix() for image in defective]
+    masks = [image.mask.relative_to(folder).as_posix() for image in defective]
+    assert [image.defect for image in found.test] == ["good", "good", "crack", "crack", "stain"]
     assert names == ["test/crack/000.png", "test/crack/001.png", "test/stain/000.png"]
     assert masks == [
         "ground_truth/crack/000_mask.png",
         "ground_truth/crack/001_mask.png",
         "ground_truth/stain/000_mask.png",
     ]
-    assert (len(found.train), len(found.test_good)) == (3, 2)
+    assert len(found.train) == 3
+    assert not any(image.mask for image in [*found.train, *found.test[:2]])
     assert verify_category(tmp_path, "widget") == fingerprint(tmp_path, "widget")
 
 
 def test_masks_may_have_the_images_own_names(tmp_path, write_category):
     folder = write_category(tmp_path, defects={"crack": 1}, suffix=".jpg")
     (folder / "ground_truth/crack/000_mask.png").rename(folder / "ground_truth/crack/000.png")
-    assert find_files(tmp_path, "widget").masks == [folder / "ground_truth/crack/000.png"]
+    assert find_files(tmp_path, "widget").test[-1].mask == folder / "ground_truth/crack/000.png"
 
 
 def test_fingerprint_is_the_sum_of_the_sums(tmp_path, write_category):
@@ -117,20 +119,24 @@ def test_image_without_mask_and_mask_without_image_are_named(tmp_path, write_cat
         verify_category(tmp_path, "widget")
 
 
-def test_whole_ground_truth_missing_names_a_few_and_counts_all(tmp_path, write_category):
-    folder = write_category(tmp_path, defects={"crack": 7})
-    shutil.rmtree(folder / "ground_truth")
+@pytest.mark.parametrize("missing", ["ground_truth", "ground_truth/crack", "test"])
+def test_masks_may_be_missing_for_whole_types_and_so_may_the_test_set(tmp_path, write_category, missing):
+    folder = write_category(tmp_path)
+    shutil.rmtree(folder / missing)
+    found = find_files(tmp_path, "widget")
+    masked = {image.defect for image in found.test if image.mask}
+    assert masked == {"ground_truth/crack": {"stain"}}.get(missing, set())
+    assert {image.defect for image in found.test} == (set() if missing == "test" else {"good", "crack", "stain"})
+    assert verify_category(tmp_path, "widget") == fingerprint(tmp_path, "widget")
+
+
+def test_many_missing_masks_are_counted_and_a_few_are_named(tmp_path, write_category):
+    folder = write_category(tmp_path, defects={"crack": 8})
+    for index in range(7):
+        (folder / f"ground_truth/crack/{index:03}_mask.png").unlink()
     with pytest.raises(UserError, match=r"and 2 more \(7 in all\)") as caught:
         verify_category(tmp_path, "widget")
     assert str(caught.value).count("has no mask") == 5
-
-
-@pytest.mark.parametrize(("good", "defects", "absent"), [(0, None, "good"), (2, {}, "defective")])
-def test_one_sided_test_set_is_allowed_with_a_warning(tmp_path, write_category, caplog, good, defects, absent):
-    write_category(tmp_path, good=good, defects=defects)
-    with caplog.at_level(logging.WARNING):
-        verify_category(tmp_path, "widget")
-    assert f"No {absent} test images" in caplog.text
 
 
 def test_published_counts_sum_to_the_papers_totals():
@@ -144,6 +150,10 @@ def test_published_counts_sum_to_the_papers_totals():
 def test_other_categories_are_compared_by_their_counts(tmp_path, write_category):
     write_category(tmp_path, "toothbrush", train=60, good=12, defects={"defective": 30}, size=(4, 4))
     verify_category(tmp_path, "toothbrush")
+    (tmp_path / "toothbrush/ground_truth").rename(tmp_path / "masks")
+    with pytest.raises(UserError, match=r"'toothbrush' as published.*000\.png has no mask"):
+        verify_category(tmp_path, "toothbrush")
+    (tmp_path / "masks").rename(tmp_path / "toothbrush/ground_truth")
     (tmp_path / "toothbrush/train/good/059.png").unlink()
     with pytest.raises(UserError, match=r"'toothbrush' as published.*train=59.*train=60"):
         verify_category(tmp_path, "toothbrush")

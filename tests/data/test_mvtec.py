@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.transforms.v2 import ColorJitter, Compose, Normalize, Resize
 
 from padim_bottle.data.layout import fingerprint
-from padim_bottle.data.mvtec import MVTecAD, MVTecADDataset
+from padim_bottle.data.mvtec import MVTecAD
 from padim_bottle.errors import UserError
 
 RESIZE = Resize((24, 32), antialias=True)
@@ -233,7 +233,7 @@ def test_run_folder_keeps_its_name(tmp_path):
 
 def test_dataset_can_be_pickled(tmp_path, write_category):
     write_category(tmp_path)
-    dataset = MVTecADDataset(tmp_path, "widget", augmentations=RESIZE, split="test")
+    dataset = with_model(MVTecAD(tmp_path, "widget", num_workers=0)).test_data
     copy = pickle.loads(pickle.dumps(dataset))  # noqa: S301
     assert torch.equal(copy[3].image, dataset[3].image)
 

@@ -211,7 +211,7 @@ def test_a_killed_data_worker_is_one_line(workplace, config, capsys, monkeypatch
         assert os.getpid() != mine
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("padim_bottle.data.mvtec.read_image", die)
+    monkeypatch.setattr("padim_bottle.data.dataset.read_image", die)
     assert train_command(["--config", "small.yaml", "--data.num_workers", "2"]) == 2
     line = one_line(capsys)
     assert "killed" in line

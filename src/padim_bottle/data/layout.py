@@ -1,18 +1,18 @@
-"""Is the data on disk the data that the published figures were computed on?"""
+"""MVTec AD's layout: finding a category's images and masks, and checking them against what was published."""
 
-import hashlib
 import logging
-import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from padim_bottle.errors import UserError
+from padim_bottle.data.digest import file_digests, fingerprint_of
+from padim_bottle.errors import UserError, first_few
 
 logger = logging.getLogger(__name__)
 
+GOOD = "good"
+"""The folder of images without a defect."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
@@ -48,82 +48,98 @@ CATEGORIES = tuple(PUBLISHED_COUNTS)
 
 
 @dataclass(frozen=True)
+class LabelledImage:
+    """One image: its path, its defect type (``good`` without one) and its mask, None if there is none."""
+
+    path: Path
+    defect: str = GOOD
+    mask: Path | None = None
+
+
+@dataclass(frozen=True)
 class CategoryFiles:
-    """The files of one category, each list sorted by path.
+    """The images of one category.
 
     Attributes:
         folder: The category's folder.
-        train: Training images, all good.
-        test_good: Good test images.
-        test_defective: Defective test images, in the folders named after their defects.
-        masks: The mask of each defective image, in the order of ``test_defective``.
+        train: Training images, all good, sorted by path.
+        test: Test images, the good ones first, then by defect type and path.
     """
 
     folder: Path
-    train: list[Path]
-    test_good: list[Path]
-    test_defective: list[Path]
-    masks: list[Path]
+    train: list[LabelledImage]
+    test: list[LabelledImage]
 
     @property
     def all(self) -> list[Path]:
         """Every image and mask."""
-        return [*self.train, *self.test_good, *self.test_defective, *self.masks]
+        images = [*self.train, *self.test]
+        return [image.path for image in images] + [image.mask for image in images if image.mask is not None]
 
 
 def find_files(root: str | Path, category: str) -> CategoryFiles:
     """List the images of a category in the MVTec AD layout and pair defective images with masks by name.
 
-    A category is any folder with ``train/good``, ``test/good``, ``test/<defect>`` and
-    ``ground_truth/<defect>``; the mask of ``000.png`` is ``000_mask.png`` or ``000.png``. Hidden files are
-    passed over.
+    A category is any folder with ``train/good`` and, where there is something to test on, ``test/good``,
+    ``test/<defect>`` and ``ground_truth/<defect>``, see :func:`find_test_images`. Hidden files are passed over.
 
     Args:
         root: The folder that holds the categories.
         category: The category's folder in ``root``.
 
     Raises:
-        UserError: If the folder is missing, holds no training image, or images and masks do not pair.
+        UserError: The folder is missing, holds no training image, or images and masks do not pair.
     """
     folder = Path(root) / category
     if not category or not folder.is_dir():
         raise UserError(_missing_category(Path(root), category))
-
-    train = _images_in(folder / "train" / "good")
+    train = images_in(folder / "train" / GOOD)
     if not train:
         raise UserError(
-            f"There are no training images in {folder / 'train' / 'good'} ({', '.join(IMAGE_SUFFIXES)}). "
+            f"There are no training images in {folder / 'train' / GOOD} ({', '.join(IMAGE_SUFFIXES)}). "
             f"Copy the category there again, or delete {folder} to have it downloaded."
         )
-    extra = sorted(path.name for path in _folders_in(folder / "train") if path.name != "good")
+    extra = [path.name for path in folders_in(folder / "train") if path.name != GOOD]
     if extra:
-        logger.warning("Training uses %s only; not used: %s", folder / "train" / "good", ", ".join(extra))
+        logger.warning("Training uses %s only; not used: %s", folder / "train" / GOOD, ", ".join(extra))
+    test = find_test_images(folder / "test", folder / "ground_truth") if (folder / "test").is_dir() else []
+    return CategoryFiles(folder, [LabelledImage(path) for path in train], test)
 
-    test, ground_truth = folder / "test", folder / "ground_truth"
-    test_good = _images_in(test / "good")
-    test_defective, masks, unpaired = [], [], []
-    for defect in sorted({path.name for path in (*_folders_in(test), *_folders_in(ground_truth))} - {"good"}):
-        mask_of = {path.stem.removesuffix("_mask"): path for path in _images_in(ground_truth / defect)}
-        for image in _images_in(test / defect):
-            mask = mask_of.pop(image.stem, None)
-            test_defective.append(image)
-            masks.append(mask)
-            if mask is None:
-                unpaired.append(f"{image} has no mask {ground_truth / defect / image.stem}_mask.png")
-        unpaired += [f"{mask} has no image {test / defect / stem}.*" for stem, mask in mask_of.items()]
+
+def find_test_images(test: Path, ground_truth: Path) -> list[LabelledImage]:
+    """List test images by defect type, with their masks.
+
+    Args:
+        test: Holds a folder a defect type, and ``good`` for images without one.
+        ground_truth: Holds a folder of masks a defect type; the mask of ``000.png`` is ``000_mask.png`` or ``000.png``.
+            A type may do without masks, but not a single image of a type whose other images have them.
+
+    Raises:
+        UserError: An image has no mask though others of its type do, or a mask has no image.
+    """
+    images = [LabelledImage(path) for path in images_in(test / GOOD)]
+    unpaired = []
+    for defect in sorted({path.name for path in (*folders_in(test), *folders_in(ground_truth))} - {GOOD}):
+        mask_of = {path.stem.removesuffix("_mask"): path for path in images_in(ground_truth / defect)}
+        for path in images_in(test / defect):
+            images.append(LabelledImage(path, defect, mask_of.get(path.stem)))
+            if mask_of and path.stem not in mask_of:
+                unpaired.append(f"{path} has no mask {ground_truth / defect / path.stem}_mask.png")
+        paired = {image.path.stem for image in images if image.defect == defect}
+        unpaired += [f"{mask_of[stem]} has no image {test / defect / stem}.*" for stem in mask_of if stem not in paired]
     if unpaired:
         raise UserError(
-            f"Images and masks of {folder} do not pair: {_first_few(unpaired)}. "
-            "Copy what is missing there, or remove the other half of the pair."
+            f"Images and masks of {test.parent} do not pair: {first_few(unpaired)}. Copy what is missing there, or "
+            "remove the other half of the pair. A defect type may also have no masks at all."
         )
-    return CategoryFiles(folder, train, test_good, test_defective, masks)
+    return images
 
 
 def verify_category(root: str | Path, category: str) -> str:
     """Check a category against what was published, and return its fingerprint.
 
-    *bottle* is compared file by file with a list of SHA-256 sums, the other 14 categories of MVTec AD by
-    their numbers of images. Any other name is a folder of the user's own: its layout alone is checked.
+    *bottle* is compared file by file with a list of SHA-256 sums, the other 14 categories of MVTec AD by their numbers
+    of images. Any other name is a folder of the user's own: its layout alone is checked.
 
     Args:
         root: The folder that holds the categories.
@@ -133,14 +149,10 @@ def verify_category(root: str | Path, category: str) -> str:
         As :func:`fingerprint`.
 
     Raises:
-        UserError: If files are missing, differ or cannot be read, naming the first few of them.
+        UserError: Files are missing, differ or cannot be read; it names the first few of them.
     """
     found = find_files(root, category)
-    if not found.test_good or not found.test_defective:
-        absent = "good" if not found.test_good else "defective"
-        logger.warning("No %s test images in %s: metrics that need them stay empty", absent, found.folder)
-    digests = _digests(found)
-
+    digests = file_digests(found.all, found.folder)
     problems = []
     manifest = files("padim_bottle.data") / "manifests" / f"{category}.sha256"
     if category in CATEGORIES and manifest.is_file():
@@ -151,17 +163,18 @@ def verify_category(root: str | Path, category: str) -> str:
         common = published.keys() & digests.keys()
         problems += [f"{name} has another content" for name in common if published[name] != digests[name]]
     elif category in CATEGORIES:
-        published = PUBLISHED_COUNTS[category]
-        counted = ImageCounts(len(found.train), len(found.test_good), len(found.test_defective))
-        if counted != published:
-            problems.append(f"it has {counted}, published are {published}")
+        good = sum(image.defect == GOOD for image in found.test)
+        counted = ImageCounts(len(found.train), good, len(found.test) - good)
+        if counted != PUBLISHED_COUNTS[category]:
+            problems.append(f"it has {counted}, published are {PUBLISHED_COUNTS[category]}")
+        problems += [f"{image.path} has no mask" for image in found.test if image.defect != GOOD and not image.mask]
     if problems:
         raise UserError(
-            f"{found.folder} is not MVTec AD's '{category}' as published: {_first_few(sorted(problems))}. "
+            f"{found.folder} is not MVTec AD's '{category}' as published: {first_few(sorted(problems))}. "
             "Delete the folder to have it downloaded again; if the change is meant, set "
             "data.init_args.verify: false or give the folder a name of its own."
         )
-    return _fingerprint(digests)
+    return fingerprint_of(digests)
 
 
 def fingerprint(root: str | Path, category: str) -> str:
@@ -171,40 +184,19 @@ def fingerprint(root: str | Path, category: str) -> str:
         Hexadecimal SHA-256 of the lines ``<sha256>  <path relative to the category>``, sorted by path.
 
     Raises:
-        UserError: If the layout is wrong or a file cannot be read.
+        UserError: The layout is wrong or a file cannot be read.
     """
-    return _fingerprint(_digests(find_files(root, category)))
+    found = find_files(root, category)
+    return fingerprint_of(file_digests(found.all, found.folder))
 
 
-def _fingerprint(digests: dict[str, str]) -> str:
-    lines = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def _digests(found: CategoryFiles) -> dict[str, str]:
-    """SHA-256 of every file, by its path relative to the category, with forward slashes."""
-
-    def digest(path: Path) -> str | OSError:
-        try:
-            return hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError as error:
-            return error
-
-    # hashlib lets go of the interpreter lock, so threads are enough.
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        digests = dict(zip(found.all, pool.map(digest, found.all), strict=True))
-    errors = {path: error for path, error in digests.items() if isinstance(error, OSError)}
-    if errors:
-        named = _first_few([f"{path} ({error.strerror})" for path, error in errors.items()])
-        raise UserError(f"Cannot read {named}. Check the permissions, or copy the files again.")
-    return {path.relative_to(found.folder).as_posix(): value for path, value in digests.items()}
-
-
-def _folders_in(folder: Path) -> list[Path]:
+def folders_in(folder: Path) -> list[Path]:
+    """Return the folders in a folder, sorted; none if it is missing."""
     return sorted(path for path in _entries(folder) if path.is_dir())
 
 
-def _images_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+    """Return the images in a folder, sorted; none if it is missing."""
     # A dangling link is listed too, so that it is reported and not passed over.
     images = (path for path in _entries(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
     return sorted(path for path in images if not path.is_dir())
@@ -229,7 +221,7 @@ def _missing_category(root: Path, category: str) -> str:
     if not root.is_dir():
         message += ", which does not exist either"
     else:
-        there = [path.name for path in _folders_in(root)]
+        there = [path.name for path in folders_in(root)]
         message += f"; the folders there: {', '.join(there) or 'none'}"
     if (root / "train").is_dir():
         message += ". The root looks like a category itself: give the folder above it"
@@ -237,8 +229,3 @@ def _missing_category(root: Path, category: str) -> str:
         f"{message}. The categories of MVTec AD: {', '.join(CATEGORIES)}; a folder of your own in the same "
         "layout works too. Set data.init_args.root or MVTEC_AD_ROOT to the folder that holds the category."
     )
-
-
-def _first_few(problems: list[str], shown: int = 5) -> str:
-    more = f" and {len(problems) - shown} more ({len(problems)} in all)" if len(problems) > shown else ""
-    return "; ".join(problems[:shown]) + more

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from padim_bottle.data.mvtec import MVTecAD, check_at_least
+from padim_bottle.data.dataset import check_at_least
+from padim_bottle.data.mvtec import MVTecAD
 from padim_bottle.errors import UserError
 
 Floats = NDArray[np.float32]

@@ -58,8 +58,9 @@ def find_proof_photos(run: Path, folder: Path | None) -> ProofPhotos:
         raise UserError(
             f"The test images of {run} cannot be found ({error}): name a folder of photos with --images."
         ) from error
-    masks: list[Path | None] = [None] * len(found.test_good)
-    return ProofPhotos([*found.test_good, *found.test_defective], masks + found.masks)
+    known = all(image.mask is not None for image in found.test if image.defect != GOOD)
+    masks = [image.mask for image in found.test]
+    return ProofPhotos([image.path for image in found.test], masks if known else None)
 
 
 def _test_files(run: Path) -> Any:

@@ -1,0 +1,133 @@
+"""Photos on disk as batches: anomalib's dataset, read once at the model's size and never shuffled."""
+
+import os
+from collections.abc import Iterable
+
+import torch
+from anomalib.data import AnomalibDataModule, ImageItem
+from anomalib.data.datasets.base import AnomalibDataset
+from anomalib.data.utils import LabelName, Split, ValSplitMode
+from pandas import DataFrame
+from torch.utils.data import DataLoader
+from torchvision.tv_tensors import Image, Mask
+
+from padim_bottle.data.images import read_image, read_mask
+from padim_bottle.data.layout import GOOD, LabelledImage
+from padim_bottle.errors import UserError
+
+
+class PhotoDataset(AnomalibDataset):
+    """Photos with defect types and masks, in the order of their paths.
+
+    An item is what anomalib's datasets give, read with :func:`padim_bottle.data.images.read_image`: ``image``
+    (3, H, W) float32 in [0, 1], ``gt_mask`` (H, W) uint8, ``gt_label`` 0 or 1, ``image_path`` and ``mask_path``. H and
+    W are the model's, for the data module puts the model's Resize into ``augmentations``. The mask of a good photo, and
+    of a defective one whose mask is not known (``mask_path`` is None), is all zero.
+
+    Args:
+        images: What to read.
+        split: ``train`` or ``test``.
+    """
+
+    def __init__(self, images: Iterable[LabelledImage], split: Split) -> None:
+        super().__init__()
+        rows = [
+            (
+                str(image.path),
+                image.defect,
+                int(LabelName.NORMAL if image.defect == GOOD else LabelName.ABNORMAL),
+                None if image.mask is None else str(image.mask),
+                split.value,
+            )
+            for image in images
+        ]
+        samples = DataFrame(
+            rows,
+            columns=["image_path", "label", "label_index", "mask_path", "split"],
+            dtype=object,  # keeps None in mask_path, where pandas 3 would put NaN
+        ).astype({"label_index": int})
+        samples.attrs["task"] = "segmentation"
+        self.samples = samples
+
+    def __getitem__(self, index: int) -> ImageItem:
+        """Read one photo with its mask.
+
+        Raises:
+            UserError: It cannot be read, or its mask has another size.
+        """
+        sample = self.samples.iloc[index]
+        pixels = read_image(sample.image_path)
+        # The view keeps colours innermost in memory, which Resize handles faster than a copy in planes.
+        image = Image(torch.from_numpy(pixels).permute(2, 0, 1).float().div_(255))
+        if sample.mask_path is None:
+            mask = Mask(torch.zeros(pixels.shape[:2], dtype=torch.uint8))
+        else:
+            mask = Mask(torch.from_numpy(read_mask(sample.mask_path)))
+            if mask.shape != image.shape[-2:]:
+                raise UserError(
+                    f"{sample.image_path} has {tuple(image.shape[-2:])} pixels, its mask {sample.mask_path} "
+                    f"{tuple(mask.shape)}: a mask must have the size of its image."
+                )
+        if self.augmentations:
+            image, mask = self.augmentations(image, mask)
+        return ImageItem(
+            image=image.contiguous(),
+            gt_mask=mask,
+            gt_label=torch.tensor(sample.label_index),
+            image_path=sample.image_path,
+            mask_path=sample.mask_path,
+        )
+
+
+class OrderedLoading(AnomalibDataModule):
+    """Loads photos in the order of their paths, on which PaDiM's estimate does not depend.
+
+    A test or validation set without photos is an empty list, which Lightning passes over.
+    """
+
+    def _create_test_split(self) -> None:
+        """Keep the test set as it lies on disk: anomalib would take training photos where it has no good ones."""
+
+    def train_dataloader(self) -> DataLoader:
+        """Load the training photos."""
+        return self._dataloader(self.train_data, self.train_batch_size)
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Load the validation photos."""
+        if self.val_split_mode is ValSplitMode.NONE or not len(self.val_data):
+            return []
+        return self._dataloader(self.val_data, self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader | list:
+        """Load the test photos."""
+        return self._dataloader(self.test_data, self.eval_batch_size) if len(self.test_data) else []
+
+    def _dataloader(self, dataset: AnomalibDataset, batch_size: int) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            shuffle=False,
+            num_workers=self.num_workers,
+            collate_fn=self.external_collate_fn or dataset.collate_fn,
+            worker_init_fn=_use_one_thread,
+            # A generator of its own, or each pass over the data would draw from the global one.
+            generator=torch.Generator().manual_seed(0),
+        )
+
+
+def check_at_least(least: int, **arguments: int) -> None:
+    """Raise a UserError that names the first argument of a data module that is too small."""
+    for name, value in arguments.items():
+        if value < least:
+            raise UserError(f"data.init_args.{name}: {value} is less than {least}.")
+
+
+def default_num_workers() -> int:
+    """One worker for each core that this process may use, 8 at most."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8)
+
+
+def _use_one_thread(_worker: int) -> None:
+    # As many workers as cores, each with threads of its own, would only wait for each other.
+    torch.set_num_threads(1)
