@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from padim_bottle.experiment.cli import ExperimentCLI
+from padim_bottle.experiment.train import build, run
 
 # Of metrics, absolutely; of scores and anomaly maps, relative to the largest of them.
 TOLERANCE = 1e-3
@@ -143,9 +143,7 @@ def observe(config: Path, overrides: Sequence[str], seed: int, folder: Path, acc
         UserError: as ``scripts/train.py``.
     """
     device = ["--trainer.accelerator", accelerator, "--trainer.devices", "1"]
-    experiment = ExperimentCLI(
-        config, [*overrides, *device], seed=seed, results=folder, quiet=True, workplace=folder / "lightning"
-    )
+    experiment = build(config, [*overrides, *device], seed, results=folder, quiet=True, workplace=folder / "lightning")
     writer = experiment.results_writer
     writer.report = False  # the same work on the CPU for every run
     maps: list[np.ndarray] = []
@@ -159,7 +157,7 @@ def observe(config: Path, overrides: Sequence[str], seed: int, folder: Path, acc
     experiment.model.fit = fit
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    experiment.run()
+    run(experiment)
 
     table = pd.read_csv(writer.folder / "predictions.csv")
     metrics = {**writer.metrics, "seconds": {**writer.metrics["seconds"], "fit": fit.seconds}}

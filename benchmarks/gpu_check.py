@@ -131,9 +131,9 @@ def _is_published(config: Path, overrides: Sequence[str]) -> bool:
     """Return whether the data can be used as they are; a reduced copy can, without verification."""
     from lightning.pytorch.cli import instantiate_class
 
-    from padim_bottle.experiment.cli import ParsedExperiment
+    from padim_bottle.experiment.cli import ExperimentCLI
 
-    data = instantiate_class((), ParsedExperiment(config, overrides).config["train"].data.as_dict())
+    data = instantiate_class((), ExperimentCLI(config, overrides).settings.data.as_dict())
     try:
         data.prepare_data()
     except UnavailableError:
@@ -151,11 +151,11 @@ def _on_the_same_data(control: Path, config: Path, overrides: Sequence[str], wor
     """Write a control that reads the data of a config, through its data module, and has weights if that has."""
     import yaml
 
-    from padim_bottle.experiment.cli import ParsedExperiment
+    from padim_bottle.experiment.cli import ExperimentCLI
     from padim_bottle.experiment.results_writer import dump_config
 
-    parsed = ParsedExperiment(config, overrides)
-    ours = yaml.safe_load(dump_config(parsed._parser("train"), parsed.config["train"]))
+    parsed = ExperimentCLI(config, overrides)
+    ours = yaml.safe_load(dump_config(parsed._parser("train"), parsed.settings))
     text = yaml.safe_load(control.read_text(encoding="utf-8"))
     text["data"] = ours["data"]
     text["model"]["init_args"]["pre_trained"] = ours["model"]["init_args"]["pre_trained"]

@@ -165,12 +165,12 @@ def test_where_nothing_can_be_had_the_demo_is_checked_and_says_so(tmp_path, monk
     config, control, overrides, notes = gpu_check.prepare(CONFIG, CONTROL, DEMO, SMALL, tmp_path)
     assert config == DEMO
     assert "THIS IS THE DEMO" in notes[0]
-    assert "No weights for resnet18.tv_in1k" in notes[0]
+    assert "Could not download MVTec AD" in notes[0]
 
-    from padim_bottle.experiment.cli import ExperimentCLI
+    from padim_bottle.experiment.train import build
 
-    ours = ExperimentCLI(config, overrides, quiet=True)
-    anomalib = ExperimentCLI(control, seed=1, quiet=True)
+    ours = build(config, overrides, quiet=True)
+    anomalib = build(control, seed=1, quiet=True)
     assert ours.datamodule.root == anomalib.datamodule.root
     assert anomalib.model.__class__.__module__.startswith("anomalib.")
     assert (

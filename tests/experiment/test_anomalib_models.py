@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 from padim_bottle.commands.train import train_command
-from padim_bottle.experiment.cli import ExperimentCLI
-from padim_bottle.experiment.train import train
+from padim_bottle.experiment.train import build, train
 
 MODELS = {
     "Patchcore": {"backbone": "resnet18.tv_in1k", "layers": ["layer2", "layer3"], "coreset_sampling_ratio": 0.1},
@@ -84,7 +83,7 @@ def test_the_weights_are_those_of_our_folder(write, random_weights, name):
     config = yaml.safe_load(path.read_text())
     config["model"]["init_args"] = {"backbone": "resnet18", "layers": ["layer1", "layer2", "layer3"]}
     path.write_text(yaml.safe_dump(config))
-    cli = ExperimentCLI(path, seed=1)
+    cli = build(path, seed=1)
     ours = load_file(random_weights / "resnet18.a1_in1k" / "model.safetensors")["layer1.0.conv1.weight"]
     found = [value for key, value in cli.model.state_dict().items() if key.endswith("layer1.0.conv1.weight")]
     assert any(torch.equal(value, ours) for value in found)

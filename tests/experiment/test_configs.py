@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from padim_bottle.commands.train import train_command
-from padim_bottle.experiment.cli import ExperimentCLI
-from padim_bottle.experiment.train import train
+from padim_bottle.experiment.train import build, train
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -106,7 +105,7 @@ def test_one_seed_decides_everything_also_for_the_control(bottles, random_weight
     monkeypatch.setattr("padim_bottle.data.mvtec.verify_category", lambda *_: "unverified")
     chosen = []
     for seed in (5, 5, 6):
-        cli = ExperimentCLI(ROOT / "configs" / "padim_resnet18_anomalib.yaml", seed=seed)
+        cli = build(ROOT / "configs" / "padim_resnet18_anomalib.yaml", seed=seed)
         chosen.append(cli.model.model.idx.tolist())
     assert chosen[0] == chosen[1] != chosen[2]
 

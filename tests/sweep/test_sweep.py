@@ -13,7 +13,7 @@ import yaml
 
 from padim_bottle.commands.sweep import sweep_command
 from padim_bottle.errors import UserError
-from padim_bottle.experiment.train import train
+from padim_bottle.experiment.train import build, train
 from padim_bottle.sweep import sweep as sweeps
 from padim_bottle.sweep.feature_cache import FeatureCache
 from padim_bottle.sweep.plan import name_suffix, parse_seeds
@@ -316,9 +316,7 @@ def test_experiments_without_shared_features_are_swept_too(workplace):
 def test_features_that_do_not_fit_the_batches_are_an_error(workplace):
     import torch
 
-    from padim_bottle.experiment.cli import ExperimentCLI
-
-    experiment = ExperimentCLI(Path("small.yaml"), seed=0, quiet=True)
+    experiment = build(Path("small.yaml"), seed=0, quiet=True)
     with FeatureCache() as cache:
         cache.attach(experiment)
         extractor = experiment.model.model.feature_extractor

@@ -1,12 +1,18 @@
-"""One experiment, from YAML to results."""
+"""One experiment, from YAML to results: config, seed, data, model, callbacks, engine, train, test."""
 
 import gc
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from padim_bottle.console import quiet_imports
 from padim_bottle.errors import UserError
+
+if TYPE_CHECKING:
+    from padim_bottle.experiment.cli import ExperimentCLI
+
+_ATTEMPTS = 50
 
 
 def train(
@@ -15,7 +21,7 @@ def train(
     seed: int | None = None,
     experiment: str | None = None,
     results: Path | None = None,
-) -> Any:
+) -> "ExperimentCLI":
     """Train and test what a config describes, through anomalib's Engine.
 
     Args:
@@ -26,24 +32,73 @@ def train(
         results: overrides the folder of all results.
 
     Returns:
-        The instantiated ``ExperimentCLI``, with ``engine``, ``model`` and ``datamodule``.
+        The experiment, with ``engine``, ``model``, ``datamodule`` and ``results_writer``.
 
     Raises:
         UserError: whatever the user can mend.
     """
-    if not config.is_file():
-        raise UserError(f"There is no config file {config}.")
-    experiment_class = load_experiment_class()
-    cli = experiment_class(config, overrides, seed=seed, experiment=experiment, results=results)
-    cli.run()
-    return cli
+    built = build(config, overrides, seed, experiment, results)
+    run(built)
+    return built
 
 
-def load_experiment_class() -> Any:
-    """Load anomalib and what builds on it, without its warnings, and return ``ExperimentCLI``."""
+def build(
+    config: Path,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    experiment: str | None = None,
+    results: Path | None = None,
+    *,
+    quiet: bool = False,
+    workplace: Path | None = None,
+) -> "ExperimentCLI":
+    """Parse a config, apply its seed, and build data, model, callbacks and engine.
+
+    Args:
+        config: as in ``train``, and so the next four.
+        overrides: as in ``train``.
+        seed: as in ``train``.
+        experiment: as in ``train``.
+        results: as in ``train``.
+        quiet: print neither progress bars nor a summary.
+        workplace: Lightning's working folder instead of the config's, which is recorded all the same.
+
+    Raises:
+        UserError: whatever the user can mend.
+    """
     with quiet_imports():
         from padim_bottle.experiment.cli import ExperimentCLI
     if not gc.get_freeze_count():
         # What was just loaded stays: the collector need not look for garbage among a million objects, again and again.
         gc.freeze()
-    return ExperimentCLI
+    cli = ExperimentCLI(config, overrides)
+    cli.choose(seed, experiment, results)
+    cli.apply_seed()
+    cli.build(quiet=quiet, workplace=workplace)
+    return cli
+
+
+def run(experiment: "ExperimentCLI") -> None:
+    """Train and test what was built; the callback ``ResultsWriter`` writes the results.
+
+    Raises:
+        UserError: among others, what Lightning's Trainer does not accept.
+    """
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    # Before training starts, and not in the middle of Lightning's preparations, data are fetched and checked.
+    experiment.datamodule.prepare_data()
+    engine = experiment.engine
+    for attempt in range(_ATTEMPTS):
+        try:
+            engine.train(model=experiment.model, datamodule=experiment.datamodule)
+            return
+        except (FileExistsError, FileNotFoundError):  # noqa: PERF203
+            # Runs that begin or end together meet in anomalib's numbered working folder: take the next number.
+            if engine._trainer is not None or attempt == _ATTEMPTS - 1:
+                raise
+            time.sleep(0.02)
+        except (ValueError, MisconfigurationException) as error:
+            if engine._trainer is not None:
+                raise
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error

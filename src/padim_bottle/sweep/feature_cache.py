@@ -144,7 +144,7 @@ class FeatureCache:
 
 def can_share(experiment: ExperimentCLI) -> bool:
     """Return whether seeds of an experiment see the same features, batch by batch, in one pass over all images."""
-    model, data, trainer = experiment.model, experiment.datamodule, experiment.config["train"].trainer
+    model, data, trainer = experiment.model, experiment.datamodule, experiment.settings.trainer
     return (
         isinstance(model, Padim)
         and model.model.calibrating  # else there is a pass over validation images as well

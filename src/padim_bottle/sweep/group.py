@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from padim_bottle.experiment.train import load_experiment_class
+from padim_bottle.experiment import train
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,6 @@ def train_group(
     Yields:
         What became of each run, as soon as it is known.
     """
-    experiment_class = load_experiment_class()
     from padim_bottle.sweep.feature_cache import FeatureCache
 
     with FeatureCache(cache_folder) as cache:
@@ -73,13 +72,12 @@ def train_group(
             started = time.perf_counter()
             error = None
             try:
-                experiment = experiment_class(
-                    run.config, run.overrides, seed=run.seed, experiment=run.experiment, results=run.root,
-                    quiet=True, workplace=workplace,
-                )  # fmt: skip
+                experiment = train.build(
+                    run.config, run.overrides, run.seed, run.experiment, run.root, quiet=True, workplace=workplace
+                )
                 experiment.results_writer.root = results or run.root
                 experiment.results_writer.features_from_seed = cache.attach(experiment)
-                experiment.run()
+                train.run(experiment)
                 cache.complete()
             except Exception:  # whatever it is, the other runs go on
                 error = traceback.format_exc()

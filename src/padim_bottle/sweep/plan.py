@@ -49,8 +49,6 @@ def read_settings(config: Path) -> SweepSettings:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    if not config.is_file():
-        raise UserError(f"There is no config file {config}.")
     check_config(config)
     try:
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SweepSettings), OmegaConf.load(config)))
@@ -79,10 +77,9 @@ def plan(settings: SweepSettings) -> list[Run]:
         raise UserError(f"These are {count} runs, more than max_runs: {settings.max_runs}. Raise it if that is meant.")
     configs = [Path(config) for config in settings.experiments]
     for config in configs:
-        if not config.is_file():
-            raise UserError(f"experiments: there is no config file {config}.")
+        check_config(config)
     with quiet_imports():
-        from padim_bottle.experiment.cli import ParsedExperiment
+        from padim_bottle.experiment.cli import ExperimentCLI
 
     runs = []
     for config, values in itertools.product(configs, itertools.product(*grid.values())):
@@ -90,9 +87,11 @@ def plan(settings: SweepSettings) -> list[Run]:
         overrides = tuple(
             word for key, value in (fixed | chosen).items() for word in (f"--{key}", _spell_argument(value))
         )
-        parsed = ParsedExperiment(config, overrides, results=Path(settings.results))
-        name = parsed.experiment + name_suffix(chosen)
-        runs += [Run(config, overrides, parsed.root, name, seed, parsed.config_sha256(name, seed)) for seed in seeds]
+        parsed = ExperimentCLI(config, overrides)
+        name, root = parsed.writer_settings.experiment + name_suffix(chosen), Path(settings.results)
+        for seed in seeds:
+            parsed.choose(seed, name, root)
+            runs.append(Run(config, overrides, root, name, seed, parsed.config_sha256()))
     folder, times = Counter(run.folder for run in runs).most_common(1)[0]
     if times > 1:
         raise UserError(f"Two runs would write to {folder}: give the experiments different names.")
@@ -139,7 +138,7 @@ def finished(runs: Sequence[Run]) -> set[Run]:
     Raises:
         UserError: a run folder that was edited by hand.
     """
-    from padim_bottle.experiment.cli import ParsedExperiment
+    from padim_bottle.experiment.cli import ExperimentCLI
     from padim_bottle.runs.environment import code_digest
     from padim_bottle.runs.folder import RUN_FILES
 
@@ -159,7 +158,7 @@ def finished(runs: Sequence[Run]) -> set[Run]:
         if recorded == (run.config_sha256, code_digest()):
             data = (run.config, run.overrides)
             if data not in fingerprints:
-                fingerprints[data] = ParsedExperiment(*data).data_fingerprint()
+                fingerprints[data] = ExperimentCLI(*data).data_fingerprint()
             if fingerprints[data] in (fingerprint, None):  # without the data here, the record is trusted
                 done.add(run)
     return done
