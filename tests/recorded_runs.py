@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from padim_bottle.evaluation.metrics import Predictions, Thresholds, evaluate, predictions_table
@@ -93,4 +94,42 @@ def write_run(
             photograph = rng.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
             panels = draw_panels(photograph, maps[i], masks[i], maps[i] >= 6, scale)
             write_strip(folder / strip_path(Path("images", names[i], f"{Path(path).stem}.png")), panels)
+    return folder
+
+
+def add_training_photos(folder: Path, copies: list[list[str]] = (), parts: bool = False) -> Path:
+    """Add what a run records of its training photos; their scores are those of the calibration."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    scores = torch.tensor(metrics["calibration"]["scores"])
+    names = [f"{i:03}.png" for i in range(len(scores))]
+    table = pd.DataFrame(
+        {
+            "image_path": [f"/photos/{name}" for name in names],
+            "part": [f"part {i // 2}" for i in range(len(names))] if parts else names,
+            "score": scores.double(),
+            "p_value": p_value(scores, scores).double() - 1 / (len(scores) + 1),
+        }
+    )
+    table.sample(frac=1, random_state=0).to_csv(folder / "training_photos.csv", index=False)
+    nowhere = np.zeros((SIDE, SIDE), dtype=bool)
+    photograph = np.full((SIDE, SIDE, 3), 90, dtype=np.uint8)
+    panels = draw_panels(photograph, np.ones((SIDE, SIDE), np.float32), nowhere, nowhere, HeatmapScale(0.0, 2.0))
+    for name in names:
+        write_strip(folder / strip_path(Path("images", "train", name)), panels)
+    metrics["calibration"]["copies"] = list(copies)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
+
+
+def without_test_images(folder: Path) -> Path:
+    """Turn a run into one that had no test images."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for name, value in metrics.items():
+        if isinstance(value, float) or name in ("confusion_matrix", "images"):
+            metrics[name] = None
+    metrics["thresholds"] |= {"image_F1Max": None, "pixel_F1Max": None}
+    metrics["per_defect"], metrics["data"]["test_images"] = {}, 0
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "predictions.csv").unlink()
+    save_data(folder / DATA_FILE, None, None, np.ones((SIDE, SIDE)), np.full((SIDE, SIDE), 0.5))
     return folder

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from recorded_runs import write_run
+from recorded_runs import add_training_photos, without_test_images, write_run
 
 from padim_bottle.comparison.page import write_sweep_report
 from padim_bottle.report.run_report import write_report
@@ -251,6 +251,19 @@ def test_runs_without_thresholds_defects_or_goods_have_a_slider_too(arguments, o
     check_all(page, run)
     page.locator("#more").click()
     check_all(page, run)
+
+
+@pytest.mark.parametrize("tested", [True, False])
+def test_training_photos_are_shown_on_a_phone_too(tested, open_page, tmp_path):
+    folder = add_training_photos(write_run(tmp_path / "seed_0"), copies=[["a.png", "b.png", "near"]], parts=True)
+    write_report(folder if tested else without_test_images(folder))
+    page = open_page(folder, width=360)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    first = page.locator("main section").first.get_attribute("id")
+    assert first == ("metrics" if tested else "training")
+    page.locator("nav").get_by_role("link", name="Training photos").click()
+    assert page.locator("#training .card img").count() == 15
+    assert page.locator("#training").get_by_text("a.png and b.png (near)").is_visible()
 
 
 def test_a_sweeps_report_leads_to_its_runs(open_page, run):

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from recorded_runs import write_run
+from recorded_runs import add_training_photos, without_test_images, write_run
 
 from padim_bottle.commands.report import report_command
 from padim_bottle.comparison.page import write_sweep_report
 from padim_bottle.errors import UserError
 from padim_bottle.experiment.train import train
-from padim_bottle.model.calibration import p_value
+from padim_bottle.model.calibration import conformal_threshold, p_value
 from padim_bottle.report.run_report import write_report
-from padim_bottle.runs.finished import DATA_FILE, read_recorded_run, reference_thresholds
+from padim_bottle.runs.finished import DATA_FILE, false_alarm_range, read_recorded_run, reference_thresholds
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NO_FIGURES = ("padim_bottle.figures.gallery.FIGURES", {})  # for the sake of time
@@ -169,6 +169,48 @@ def test_a_run_that_lacks_something_has_a_report_of_the_rest(arguments, words, t
     page = Page(write_report(run))
     assert words in page.text
     assert len(page.data["images"]) == sum(arguments.get("types", {"all": 19}).values())
+
+
+def test_the_oddest_training_photos_are_shown_and_copies_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(*NO_FIGURES)
+    run = write_run(tmp_path / "seed_0")
+    add_training_photos(run, copies=[["/photos/001.png", "/photos/004.png", "exact"]], parts=True)
+    page = Page(write_report(run))
+    # Scores rise with the number of the photo: the oddest comes first, with the part that it shows.
+    titles = [a["alt"].split(":")[0] for t, a in page.tags if t == "img" and "part" in a["alt"]]
+    assert titles == [f"part {i // 2}" for i in range(29, 14, -1)]
+    assert "part 14: 029.png" in page.text and "part 7: 014.png" not in page.text
+    assert "The 15 oddest of 30 training photos" in page.text
+    assert "001.png and 004.png (exact)" in page.text
+    assert len(page.data["images"]) == 19
+
+
+def test_a_run_without_test_images_has_a_report(tmp_path):
+    run = without_test_images(add_training_photos(write_run(tmp_path / "seed_0")))
+    page = Page(write_report(run))
+    assert "The 15 oddest of 30 training photos" in page.text and "Copies." not in page.text
+    assert "There were no test images" in page.text
+    found = {reference.name: reference.value for reference in reference_thresholds(read_recorded_run(run))[0]}
+    assert list(found) == ["alpha = 5 %", "alpha = 10 %"]
+    assert all(f"{name}: {value:.3f}" in page.text for name, value in found.items())
+    names = [a["id"] for t, a in page.tags if t == "figure"]
+    assert names == ["figure-score_histogram", "figure-calibration_maps"]
+    assert page.data is None and not any(t == "script" for t, _ in page.tags)
+    assert "nan" not in page.text.lower().replace("covariance", "")
+
+
+def test_the_range_of_the_false_alarm_rate_is_what_simulation_finds(folder):
+    # The share of a standard uniform's new values above the threshold, over many sets of N.
+    rng, alpha = np.random.default_rng(0), 0.1
+    for count in (30, 60, 209):
+        drawn = torch.from_numpy(rng.random((4000, count), dtype=np.float32))
+        rates = [1 - conformal_threshold(scores, alpha, warn=False).item() for scores in drawn]
+        assert false_alarm_range(count, alpha) == pytest.approx(np.percentile(rates, [2.5, 97.5]), abs=0.008)
+    assert false_alarm_range(209, 0.05) == pytest.approx((0.023, 0.080), abs=5e-4)
+    low, high = (f"{100 * rate:.1f} %" for rate in false_alarm_range(30, 0.1))
+    text = " ".join(Page(folder / "report.html").text.split())
+    assert f"with 30 scores and alpha = 10 %, the true rate is expected between {low} and {high}" in text
+    assert "no theorem promises it" in text
 
 
 def test_hostile_names_are_text(tmp_path):

@@ -150,6 +150,8 @@ def draw_score_histogram(run: RecordedRun) -> Drawing:
     training = run.calibration_scores
     if len(training):
         rows.append((f"{len(training)} training images,\neach left out", training))
+    if not rows:
+        return None
     everything = np.concatenate([np.asarray(scores, dtype=float) for _, scores in rows])
     low, high = float(everything.min()), float(everything.max())
     logarithmic = is_skewed(everything)
@@ -189,22 +191,22 @@ def draw_score_histogram(run: RecordedRun) -> Drawing:
             handlelength=3,
         )  # fmt: skip
     caption = (
-        "How anomalous the test images are said to be, each type in a row of its own, every row scaled to its own "
+        "How anomalous the images are said to be, each type in a row of its own, every row scaled to its own "
         "highest bar. A threshold calls what lies on it and to its right anomalous. "
     )
     if len(training):
         caption += (
             "The lowest row is what the alpha thresholds come from: training images, each scored by the model fitted "
-            "without it. It should look like the good test images above it."
+            "without it. It should look like the good test images."
         )
     return "Scores of the images", caption, figure
 
 
 def draw_confusion_matrix(run: RecordedRun) -> Drawing:
     """Draw the confusion matrix at the run's own threshold, and the same for every defect type."""
-    if run.threshold is None:
-        return None
     table = run.predictions
+    if run.threshold is None or table.empty:
+        return None
     called = table["score"].to_numpy() >= run.threshold
     labels, types = table["label"].to_numpy(bool), table["defect_type"].to_numpy()
     kinds = [("good", ~labels), ("defective", labels)]

@@ -29,7 +29,14 @@ from padim_bottle.report.page import (
     render_page,
     spell,
 )
-from padim_bottle.runs.finished import RecordedRun, Reference, read_recorded_run, reference_thresholds
+from padim_bottle.runs.finished import (
+    RecordedRun,
+    Reference,
+    false_alarm_range,
+    read_recorded_run,
+    reference_thresholds,
+    spell_alpha,
+)
 from padim_bottle.runs.table import DEFECT_METRICS
 
 GALLERY_NOTE = "Every test image by its score, with its verdict at the threshold set above."
@@ -40,6 +47,7 @@ PICTURES_NOTE = (
 _VECTOR_LIMIT = 300_000  # bytes; an SVG with photographs in it is larger
 _ROW = 18  # pixels
 _MANY = 120  # images whose panels a page shows in full size
+_ODDEST = 15  # training photos to look at
 _KEYS = "ABCDEFGH"
 
 
@@ -55,6 +63,7 @@ def write_report(folder: Path) -> Path:
     run = read_recorded_run(folder)
     # By falling scores.
     images = run.predictions[::-1].reset_index(drop=True)
+    images["title"] = images["defect_type"] + "/" + images["image"]
     try:
         figures = draw_figures(run)
         save_figures(figures, folder / "figures")
@@ -71,12 +80,12 @@ def _page(run: RecordedRun, images: pd.DataFrame, figures: Sequence[RunFigure], 
     metrics = run.metrics
     data, weights = metrics["data"], metrics["weights"]
     references, reasons = reference_thresholds(run)
-    chart = _chart(run, references)
+    chart = _chart(run, references) if len(images) else None
     seed = "unseeded" if metrics["seed"] is None else f"seed {metrics['seed']}"
     types = images["defect_type"].value_counts().sort_index()
     return render_page(
         "report.html.j2",
-        script=read_template("report.js"),
+        script=read_template("report.js") if len(images) else "",
         title=f"{metrics['experiment']}, {seed}",
         experiment=metrics["experiment"],
         seed=seed,
@@ -90,7 +99,7 @@ def _page(run: RecordedRun, images: pd.DataFrame, figures: Sequence[RunFigure], 
             {"name": "backbone", "value": f"{weights['name']}, {_origin(weights['source'])}"},
             {"name": "threshold", "value": metrics["thresholds"]["source"]},
         ],
-        metrics=_metrics_table(run, seed),
+        metrics=_metrics_table(run, seed) if len(images) else None,
         metrics_note=METRICS_NOTE,
         defects=_defects_table(metrics["per_defect"]),
         figures=[
@@ -108,6 +117,8 @@ def _page(run: RecordedRun, images: pd.DataFrame, figures: Sequence[RunFigure], 
             for key, reference in zip(_KEYS, references, strict=False)
         ],
         reasons=reasons,
+        alpha_note=_alpha_note(run),
+        training=_training(run),
         gallery_note=GALLERY_NOTE + PICTURES_NOTE * any(card["source"] for card in cards),
         types=[
             {"name": "all", "count": len(images)},
@@ -122,7 +133,9 @@ def _page(run: RecordedRun, images: pd.DataFrame, figures: Sequence[RunFigure], 
             "images": [
                 {"score": row.score, "label": row.label, "type": row.defect_type} for row in images.itertuples()
             ],
-        },
+        }
+        if chart
+        else None,
         footer=_footer(metrics),
     )
 
@@ -190,12 +203,39 @@ def _chart(run: RecordedRun, references: Sequence[Reference]) -> dict[str, Any]:
     }
 
 
+def _training(run: RecordedRun) -> dict[str, Any] | None:
+    """Return the oddest training photos, and those that are copies of others."""
+    copies = [f"{Path(a).name} and {Path(b).name} ({kind})" for a, b, kind in run.calibration.get("copies", [])]
+    if run.training.empty and not copies:
+        return None
+    oddest = run.training.head(_ODDEST)
+    titles = [row.image if row.part in ("", row.image) else f"{row.part}: {row.image}" for row in oddest.itertuples()]
+    return {"count": len(run.training), "cards": _cards(run, oddest.assign(title=titles)), "copies": copies}
+
+
+def _alpha_note(run: RecordedRun) -> str | None:
+    """Say what alpha means, and how far one training set's false-alarm rate may lie from it."""
+    count = len(run.calibration_scores)
+    if not count:
+        return None
+    alpha = run.calibration["alpha"]
+    low, high = false_alarm_range(count, alpha)
+    return (
+        "alpha is the share of good images that raise a false alarm. The thresholds come from the scores of the "
+        "training images, each left out of the model that it is measured by (the jackknife). In simulations that keeps "
+        "alpha nearly exactly, a little on the safe side; no theorem promises it for a finite number of images. One "
+        f"training set differs from the next: with {count} scores and {spell_alpha(alpha)}, the true rate is expected "
+        f"between {100 * low:.1f} % and {100 * high:.1f} % for 95 of 100 training sets. Four times as many images "
+        "halve that range."
+    )
+
+
 def _cards(run: RecordedRun, images: pd.DataFrame) -> list[dict[str, Any]]:
     # Many pictures are made smaller, so that the page stays within a few megabytes.
-    share = min(1.0, math.sqrt(_MANY / len(images)))
+    share = min(1.0, math.sqrt(_MANY / max(1, len(images))))
     return [
         {
-            "title": f"{row.defect_type}/{row.image}",
+            "title": row.title,
             "score": f"{row.score:.3f}",
             "p_value": None if math.isnan(row.p_value) else f"{row.p_value:.3f}",
             **({"source": None} if row.strip is None else _strip(run.folder / row.strip, share)),

@@ -5,13 +5,15 @@ Metrics and predictions are in files that people read; what else the figures nee
 """
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy  # its submodules are loaded when they are first used
 import torch
 
 from padim_bottle.errors import UserError
@@ -50,12 +52,16 @@ class RecordedRun:
             covered, spilled (shares of the defect's pixels and of the others that are called anomalous), strip (path
             of its panels in the folder, or ``None``).
         arrays: what ``figures/data.npz`` holds; empty without it.
+        training: one row a training photo, the oddest first: image (its name), part (that it shows, or its name),
+            score and p_value (left out of the model that it is measured by), strip. Empty where the run did not
+            record them.
     """
 
     folder: Path
     metrics: dict[str, Any]
     predictions: pd.DataFrame
     arrays: dict[str, np.ndarray]
+    training: pd.DataFrame
 
     @property
     def threshold(self) -> float | None:
@@ -68,9 +74,14 @@ class RecordedRun:
         return sorted(set(self.predictions["defect_type"]) - {GOOD})
 
     @property
+    def calibration(self) -> dict[str, Any]:
+        """How the thresholds were calibrated; empty for a run that is not."""
+        return self.metrics["calibration"] or {}
+
+    @property
     def calibration_scores(self) -> np.ndarray:
         """Leave-one-out scores of the training images, float32, sorted; (0,) for a run that is not calibrated."""
-        return np.float32((self.metrics["calibration"] or {}).get("scores", []))
+        return np.float32(self.calibration.get("scores", []))
 
     def is_real(self) -> bool:
         """Tell whether the images are real and the weights were trained: else the figures say nothing."""
@@ -89,7 +100,7 @@ class RecordedRun:
 
 def save_data(
     path: Path,
-    predictions: Predictions,
+    predictions: Predictions | None,
     pixel_threshold: float | None,
     map_mean: np.ndarray,
     map_std: np.ndarray,
@@ -98,27 +109,23 @@ def save_data(
 
     Args:
         path: where to.
-        predictions: with maps and masks.
+        predictions: with maps and masks; ``None`` for a run without test images.
         pixel_threshold: raw score from which a pixel is called anomalous.
         map_mean: (H, W) mean of the training images' leave-one-out maps; (0,) if there are none.
         map_std: (H, W) their standard deviation; (0,) if there are none.
     """
-    maps, masks = predictions.anomaly_maps, predictions.masks
-    arrays = {
-        "map_mean": np.float32(map_mean),
-        "map_std": np.float32(map_std),
-    }
-    names = []
-    for name, fpr, overlap in _pro_curves(predictions):
-        arrays[f"pro_{len(names)}"] = np.float32([fpr, overlap])
-        names.append(name)
-    arrays["pro_names"] = np.array(names, dtype=np.str_)
-    if pixel_threshold is not None:
-        called = maps >= pixel_threshold
-        defective, normal = masks.sum(axis=(1, 2)), (~masks).sum(axis=(1, 2))
-        with np.errstate(invalid="ignore"):
-            arrays["covered"] = np.float32((called & masks).sum(axis=(1, 2)) / defective)
-            arrays["spilled"] = np.float32((called & ~masks).sum(axis=(1, 2)) / normal)
+    arrays = {"map_mean": np.float32(map_mean), "map_std": np.float32(map_std)}
+    if predictions is not None:
+        curves = list(_pro_curves(predictions))
+        arrays["pro_names"] = np.array([name for name, *_ in curves], dtype=np.str_)
+        arrays |= {f"pro_{i}": np.float32([fpr, overlap]) for i, (_, fpr, overlap) in enumerate(curves)}
+        if pixel_threshold is not None:
+            maps, masks = predictions.anomaly_maps, predictions.masks
+            called = maps >= pixel_threshold
+            defective, normal = masks.sum(axis=(1, 2)), (~masks).sum(axis=(1, 2))
+            with np.errstate(invalid="ignore"):
+                arrays["covered"] = np.float32((called & masks).sum(axis=(1, 2)) / defective)
+                arrays["spilled"] = np.float32((called & ~masks).sum(axis=(1, 2)) / normal)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **arrays)
 
@@ -131,42 +138,74 @@ def read_recorded_run(folder: Path) -> RecordedRun:
     """
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        table = pd.read_csv(
-            folder / "predictions.csv",
-            dtype={"image_path": str, "defect_type": str},
-            # A defect may be called 'NA'. Only round_trip gives back every digit.
-            keep_default_na=False,
-            na_values={"p_value": [""], "threshold": [""], "predicted_label": [""], "predicted_area": [""]},
-            float_precision="round_trip",
-        )
         arrays = {}
         if (folder / DATA_FILE).is_file():
             with np.load(folder / DATA_FILE, allow_pickle=False) as data:
                 arrays = dict(data)
-        names = [Path(path).name for path in table["image_path"]]
-        taken: set[Path] = set()
-        pictures = [
-            picture_path(Path(defect, name), taken) for defect, name in zip(table["defect_type"], names, strict=True)
-        ]
-        predictions = pd.DataFrame(
-            {
-                "image": names,
-                "defect_type": table["defect_type"],
-                "label": table["label"].astype(bool),
-                "score": table["score"].astype(float),
-                "p_value": table.get("p_value", np.nan),
-                "covered": arrays.get("covered", np.nan),
-                "spilled": arrays.get("spilled", np.nan),
-                "strip": [strip if (folder / strip).is_file() else None for strip in map(strip_path, pictures)],
-            }
-        )
+        predictions = _read_predictions(folder, arrays, expected=metrics["data"]["test_images"] > 0)
+        training = _read_training_photos(folder)
         metrics["thresholds"]["image"], metrics["calibration"], metrics["data"]["synthetic"]
     except FileNotFoundError as error:
         raise UserError(f"There is no finished run in {folder}: {Path(error.filename).name} is missing.") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: the run's files are broken: {type(error).__name__}: {error}.") from error
-    predictions = predictions.sort_values(["score", "defect_type", "image"], ignore_index=True)
-    return RecordedRun(folder, metrics, predictions, arrays)
+    return RecordedRun(folder, metrics, predictions, arrays, training)
+
+
+def _read_predictions(folder: Path, arrays: dict[str, np.ndarray], expected: bool) -> pd.DataFrame:
+    path = folder / "predictions.csv"
+    columns = ["image_path", "defect_type", "label", "score", "p_value"]
+    table = _read_csv(path) if expected or path.is_file() else pd.DataFrame(columns=columns)
+    images = [
+        Path(defect, Path(path).name) for path, defect in zip(table["image_path"], table["defect_type"], strict=True)
+    ]
+    predictions = pd.DataFrame(
+        {
+            "image": [image.name for image in images],
+            "defect_type": table["defect_type"],
+            "label": table["label"].astype(bool),
+            "score": table["score"].astype(float),
+            "p_value": table.get("p_value", np.nan),
+            "covered": arrays.get("covered", np.nan),
+            "spilled": arrays.get("spilled", np.nan),
+            "strip": _strips(folder, images),
+        }
+    )
+    return predictions.sort_values(["score", "defect_type", "image"], ignore_index=True)
+
+
+def _read_training_photos(folder: Path) -> pd.DataFrame:
+    path = folder / "training_photos.csv"
+    table = _read_csv(path) if path.is_file() else pd.DataFrame(columns=["image_path", "part", "score", "p_value"])
+    images = [Path("train", Path(path).name) for path in table["image_path"]]
+    photos = pd.DataFrame(
+        {
+            "image": [image.name for image in images],
+            "part": table["part"],
+            "score": table["score"].astype(float),
+            "p_value": table["p_value"].astype(float),
+            "strip": _strips(folder, images),
+        }
+    )
+    return photos.sort_values(["p_value", "score"], ascending=[True, False], ignore_index=True, kind="stable")
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    return pd.read_csv(
+        path,
+        dtype={"image_path": str, "defect_type": str, "part": str},
+        # A defect may be called 'NA'. Only round_trip gives back every digit.
+        keep_default_na=False,
+        na_values={name: [""] for name in ("p_value", "threshold", "predicted_label", "predicted_area")},
+        float_precision="round_trip",
+    )
+
+
+def _strips(folder: Path, images: Iterable[Path]) -> pd.Series:
+    """Return where the run keeps the panels of these images, ``None`` where it does not."""
+    taken: set[Path] = set()
+    strips = [strip_path(picture_path(image, taken)) for image in images]
+    return pd.Series([strip if (folder / strip).is_file() else None for strip in strips], dtype=object)
 
 
 def strip_path(picture: Path) -> Path:
@@ -177,6 +216,21 @@ def strip_path(picture: Path) -> Path:
 def spell_alpha(alpha: float) -> str:
     """Return a false-alarm rate as it is named everywhere: ``alpha = 5 %``."""
     return f"alpha = {100 * alpha:g} %"
+
+
+def false_alarm_range(count: int, alpha: float) -> tuple[float, float]:
+    """Return the range of the true false-alarm rate for 95 % of the training sets of one size.
+
+    For a threshold at the r-th smallest of N independent scores, the share of new scores above it varies from one
+    training set to the next as Beta(N + 1 - r, r). Leave-one-out scores are not independent, but nearly so.
+
+    Args:
+        count: N, the number of scores.
+        alpha: wanted false-alarm rate.
+    """
+    rank = min(math.ceil((count + 1) * (1 - alpha) - 1e-9), count)
+    low, high = scipy.stats.beta(count + 1 - rank, rank).interval(0.95)
+    return float(low), float(high)
 
 
 def reference_thresholds(run: RecordedRun) -> tuple[list[Reference], list[str]]:
