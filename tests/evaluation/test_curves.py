@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from skimage.measure import label as label_regions
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
 
-from padim_bottle.evaluation.curves import region_weights, trace_curve
+from padim_bottle.evaluation.curves import aupimo, region_weights, trace_curve
 
 
 def trace(scores, labels, parts=1):
@@ -142,3 +142,42 @@ def test_one_class_has_no_curve(defective):
 def test_aupro_needs_regions():
     with pytest.raises(ValueError, match="overlap_weights"):
         trace(np.arange(4.0), np.array([False, True, False, True])).aupro()
+
+
+def aupimo_by_definition(good, maps, masks, bounds):
+    """Threshold by threshold and image by image, as Bertoldo et al. describe it, over log10 of the rate."""
+    # Just above and exactly at every score of a good pixel; between them the rate stands still.
+    scores = np.unique(good)[::-1].astype(np.float64)
+    thresholds = np.stack([np.nextafter(scores, np.inf), scores], axis=1).ravel()
+    areas = []
+    for anomaly_map, mask in zip(maps, masks, strict=True):
+        points = []
+        for threshold in thresholds:
+            rate = np.mean([(image >= threshold).mean() for image in good])
+            points.append((np.clip(rate, *bounds), (anomaly_map[mask] >= threshold).mean()))
+        area = sum((np.log10(x1) - np.log10(x0)) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in pairwise(points))
+        areas.append(area / np.log10(bounds[1] / bounds[0]))
+    return areas
+
+
+@pytest.mark.parametrize("bounds", [(0.01, 0.1), (0.0625, 0.5), (0.03, 1.0)])
+@pytest.mark.parametrize("tied", [False, True])
+def test_aupimo_is_its_definition(bounds, tied):
+    rng = np.random.default_rng(3)
+    good, maps = rng.standard_normal((2, 5, 8, 10)).astype(np.float32)
+    masks = rng.random(maps.shape) < 0.2
+    maps[1:] += masks[1:] * np.linspace(0.5, 3, 4)[:, None, None].astype(np.float32)
+    if tied:
+        good, maps = np.round(good, 1), np.round(maps, 1)
+    areas = aupimo(good, maps, masks, bounds)
+    np.testing.assert_allclose(areas, aupimo_by_definition(good, maps, masks, bounds), atol=1e-12)
+    assert areas.min() < areas.max()
+
+
+def test_aupimo_of_a_perfect_and_of_a_blind_map():
+    good = np.arange(100.0).reshape(1, 10, 10)
+    masks = np.ones((2, 1, 4), dtype=bool)
+    maps = np.array([[[200.0] * 4], [[-1.0] * 4]])
+    assert aupimo(good, maps, masks, (0.01, 0.1)) == pytest.approx([1, 0])
+    # 100 good pixels cannot tell a rate below .01
+    assert aupimo(good, maps, masks, (0.009, 0.1)) is None

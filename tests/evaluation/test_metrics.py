@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -134,6 +135,42 @@ def test_per_defect_equals_anomalib_against_the_good_images(anomalib_metrics):
             assert ours[key] == pytest.approx(theirs[key], abs=2e-6)
         assert ours["images"] == (types == defect).sum() == 6
         assert ours["recall"] == pytest.approx((predictions.scores[types == defect] >= 30.0).mean())
+
+
+def test_aupimo_is_near_anomalibs():
+    """Of 100,000 good pixels, whose rates meet both bounds exactly; anomalib counts at thresholds a step apart."""
+    import torch
+    from anomalib.metrics.pimo.pimo import _AUPIMO
+
+    rng = np.random.default_rng(0)
+    types = np.array(["good"] * 10 + ["crack"] * 4 + ["stain"] * 3)
+    masks = np.zeros((len(types), 100, 100), dtype=bool)
+    masks[10:, 30:50, 40:60] = True
+    maps = rng.standard_normal(masks.shape).astype(np.float32) + masks * np.linspace(0, 8, len(types))[:, None, None]
+    masks[-1] = False  # a defective image without a marked pixel does not count
+    predictions = Predictions(
+        image_paths=[f"{i}.png" for i in range(len(types))],
+        defect_types=types.tolist(),
+        labels=types != "good",
+        scores=maps.max(axis=(1, 2)),
+        anomaly_maps=maps.astype(np.float32),
+        masks=masks,
+    )
+    theirs = _AUPIMO(num_thresholds=20_000, return_average=False)
+    theirs.update(torch.from_numpy(predictions.anomaly_maps)[:-1], torch.from_numpy(masks).int()[:-1])
+    areas = theirs.compute()[1].aupimos.numpy()
+
+    metrics = evaluate(predictions, NONE)
+    close = partial(pytest.approx, abs=0.002)
+    assert metrics["pixel_AUPIMO"] == close(areas[10:].mean())
+    assert metrics["pixel_AUPIMO_median"] == close(np.median(areas[10:]))
+    assert metrics["per_defect"]["crack"]["pixel_AUPIMO"] == close(areas[10:14].mean())
+    assert metrics["per_defect"]["stain"]["pixel_AUPIMO"] == close(areas[14:16].mean())
+
+    few = select(predictions, range(1, len(types)))  # nine good images have fewer than 100,000 pixels
+    metrics = evaluate(few, NONE)
+    assert (metrics["pixel_AUPIMO"], metrics["per_defect"]["crack"]["pixel_AUPIMO"]) == (None, None)
+    assert metrics["pixel_AUPRO"] is not None
 
 
 def test_counts_at_the_threshold_equal_scikit_learn():

@@ -1,4 +1,4 @@
-"""ROC, precision-recall and per-region-overlap curves, and the areas under them, exact on raw scores.
+"""ROC, precision-recall, per-region- and per-image-overlap curves, and the areas under them, exact on raw scores.
 
 As a threshold falls, nothing but false positives is added between the scores of two *defective* samples:
 ROC and PRO curves run straight there, and precision only falls. So it is enough to sort the normal scores
@@ -9,7 +9,9 @@ from the same sort.
 Why not anomalib's own metrics: its AUROC and AUPR pass scores outside [0, 1] through a sigmoid, which
 saturates (raw PaDiM scores all become 1), and each of them sorts all pixels anew. For 83 maps of 256 x 256,
 the four pixel metrics overall and for three defect types took anomalib 2.7.0 about 8 s and this module 0.2 s
-on two CPU cores. On scores scaled to [0, 1] the values agree to anomalib's float32 precision.
+on two CPU cores. On scores scaled to [0, 1] the values agree to anomalib's float32 precision. Its AUPIMO, with
+the 300,000 thresholds of its default, took 20 s and 4 GB, this one 0.02 s; they agree to some thousandths an image,
+because anomalib starts at the false positive rate nearest to 1e-5.
 """
 
 from collections.abc import Sequence
@@ -21,6 +23,8 @@ from scipy.integrate import trapezoid
 
 FPR_LIMIT = 0.3
 """AUPRO integrates up to this false positive rate (Bergmann et al., IJCV 2021, and anomalib's default)."""
+PIMO_FPR_BOUNDS = (1e-5, 1e-4)
+"""AUPIMO integrates between these (Bertoldo et al., BMVC 2024, and anomalib's default)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,3 +137,33 @@ def region_weights(masks: np.ndarray) -> np.ndarray:
     labels, _ = ndimage.label(masks, structure=neighbours)
     region = labels[masks]
     return 1.0 / np.bincount(region)[region] if len(region) else np.empty(0)
+
+
+def aupimo(
+    good: np.ndarray, maps: np.ndarray, masks: np.ndarray, fpr_bounds: tuple[float, float] = PIMO_FPR_BOUNDS
+) -> np.ndarray | None:
+    """Return the area under the per-image overlap of each defective image, between 0 and 1: (N,).
+
+    The mean recall of an image's defect at the thresholds at which few pixels of *good* images exceed them: the
+    false positive rate runs from fpr_bounds[0] to fpr_bounds[1] on a logarithmic axis. Defined in Bertoldo et al.,
+    "AUPIMO: Redefining Visual Anomaly Detection Benchmarks with High Speed and Low Tolerance", BMVC 2024.
+
+    good: (G, H, W) raw maps of good images; equal in size, so that the mean of their rates is the rate of all
+        their pixels.
+    maps, masks: (N, H, W) raw maps of defective images, and where their defects are, none of them empty.
+    Returns None where the good images have too few pixels for the lower bound: fewer than 1 / fpr_bounds[0].
+    """
+    lower, upper = fpr_bounds
+    if good.size * lower < 1:
+        return None
+    count = int(np.ceil(good.size * upper))
+    highest = np.sort(np.partition(good, good.size - count, axis=None)[good.size - count :])[::-1]
+    # As a threshold falls past the k-th highest good pixel, the rate rises from (k - 1) / size to k / size.
+    rates = np.clip(np.arange(count + 1) / good.size, lower, upper)
+    weights = np.diff(np.log(rates)) / np.log(upper / lower)
+    areas = np.empty(len(maps))
+    for number, (anomaly_map, mask) in enumerate(zip(maps, masks, strict=True)):
+        defect = np.sort(anomaly_map[mask])
+        missed = np.searchsorted(defect, highest, side="left") + np.searchsorted(defect, highest, side="right")
+        areas[number] = (1 - missed / (2 * len(defect))) @ weights
+    return areas
