@@ -207,20 +207,9 @@ def test_constant_maps_are_drawn_without_complaint(value):
     np.testing.assert_array_equal(picture[heat_panel], reference[heat_panel])
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"image": np.zeros((SIDE, SIDE, 3), dtype=np.float32)}, "image must be uint8"),
-        ({"image": np.zeros((SIDE, SIDE), dtype=np.uint8)}, "image must be uint8"),
-        ({"anomaly_map": np.zeros((1, SIDE, SIDE), dtype=np.float32)}, "anomaly_map must be"),
-        ({"anomaly_map": np.full((SIDE, SIDE), np.nan, dtype=np.float32)}, "NaN"),
-        ({"mask": np.zeros((8, 8), dtype=bool)}, "^mask must be bool"),
-        ({"predicted_mask": np.zeros((SIDE, SIDE), dtype=np.uint8)}, "predicted_mask must be bool"),
-    ],
-)
-def test_what_does_not_fit_is_refused_by_name(changes, message):
-    with pytest.raises(ValueError, match=message):
-        draw(**changes)
+def test_a_map_with_nan_is_refused():
+    with pytest.raises(ValueError, match="NaN"):
+        draw(anomaly_map=np.full((SIDE, SIDE), np.nan, dtype=np.float32))
 
 
 def test_inputs_are_left_alone():

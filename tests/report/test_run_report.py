@@ -183,6 +183,9 @@ def test_the_oddest_training_photos_are_shown_and_copies_named(tmp_path, monkeyp
     assert "The 15 oddest of 30 training photos" in page.text
     assert "001.png and 004.png (exact)" in page.text
     assert len(page.data["images"]) == 19
+    shutil.rmtree(run / "figures" / "panels" / "train")  # drawn of a folder of photos only
+    page = Page(write_report(run))
+    assert "part 14: 029.png (p = 0.032), part 14: 028.png" in page.text and "no picture was drawn" not in page.text
 
 
 def test_a_run_without_test_images_has_a_report(tmp_path):

@@ -90,8 +90,8 @@ def is_real(table: pd.DataFrame) -> pd.Series:
 
 
 def is_comparable(table: pd.DataFrame) -> pd.Series:
-    """Tell which runs the published figures stand beside: those on the real 'bottle'."""
-    return is_real(table) & (table["category"] == "bottle")
+    """Tell which runs the published figures stand beside: those on MVTec AD's 'bottle'."""
+    return is_real(table) & (table["data"] == "MVTec AD") & (table["category"] == "bottle")
 
 
 def display_names(table: pd.DataFrame) -> dict[str, str]:

@@ -113,9 +113,10 @@ def draw_panels(
         Panels of the size of the map, times a whole number if that is small.
 
     Raises:
-        ValueError: if the shapes do not fit or the map holds NaN.
+        ValueError: if the map holds NaN.
     """
-    _check(image, anomaly_map, mask, predicted_mask)
+    if np.isnan(anomaly_map).any():
+        raise ValueError("anomaly_map holds NaN")
     zoom = math.ceil(_MIN_PANEL / min(anomaly_map.shape))
     height, width = anomaly_map.shape[0] * zoom, anomaly_map.shape[1] * zoom
     unit = min(height, width) / 256
@@ -211,23 +212,6 @@ def write_png(path: Path, array: Picture) -> None:
     settings = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
     _, encoded = cv2.imencode(".png", bgr, settings)
     write_whole(Path(path), encoded.tobytes())
-
-
-def _check(
-    image: Picture,
-    anomaly_map: NDArray[np.float32],
-    mask: NDArray[np.bool_] | None,
-    predicted_mask: NDArray[np.bool_],
-) -> None:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"image must be uint8 (h, w, 3), not {image.dtype} {image.shape}")
-    if anomaly_map.ndim != 2:
-        raise ValueError(f"anomaly_map must be (H, W), not {anomaly_map.shape}")
-    for name, pixels in (("mask", mask), ("predicted_mask", predicted_mask)):
-        if pixels is not None and (pixels.dtype != bool or pixels.shape != anomaly_map.shape):
-            raise ValueError(f"{name} must be bool {anomaly_map.shape}, not {pixels.dtype} {pixels.shape}")
-    if np.isnan(anomaly_map).any():
-        raise ValueError("anomaly_map holds NaN")
 
 
 def _resized(image: Picture, height: int, width: int) -> Picture:

@@ -210,7 +210,12 @@ def _training(run: RecordedRun) -> dict[str, Any] | None:
         return None
     oddest = run.training.head(_ODDEST)
     titles = [row.image if row.part in ("", row.image) else f"{row.part}: {row.image}" for row in oddest.itertuples()]
-    return {"count": len(run.training), "cards": _cards(run, oddest.assign(title=titles)), "copies": copies}
+    return {
+        "count": len(run.training),
+        "cards": _cards(run, oddest.assign(title=titles)),
+        "drawn": oddest["strip"].notna().any(),
+        "copies": copies,
+    }
 
 
 def _alpha_note(run: RecordedRun) -> str | None:
