@@ -15,8 +15,9 @@ import pytest
 
 from padim_bottle.commands.predict import predict_command
 from padim_bottle.data.images import read_image
-from padim_bottle.deploy.photos import draw, find_photos, read_ahead
-from padim_bottle.deploy.predictor import ImagePrediction
+from padim_bottle.deploy.photos import find_photos, read_ahead
+from padim_bottle.deploy.pictures import draw
+from padim_bottle.deploy.predictor import ImagePrediction, load_predictor
 
 pytestmark = pytest.mark.slow
 
@@ -128,14 +129,51 @@ def test_photos_are_found_once_in_order(tmp_path):
     assert find_photos([str(tmp_path / "b" / "notes.txt")])[0] == [tmp_path / "b" / "notes.txt"]
 
 
-def test_reading_ahead_is_bounded(monkeypatch):
+def test_reading_ahead_is_bounded():
     started = []
-    monkeypatch.setattr("padim_bottle.data.images.read_image", started.append)
-    reader = read_ahead(list(range(100)), ahead=4)
+    reader = read_ahead(started.append, list(range(100)), ahead=4)
     next(reader)
     time.sleep(0.2)  # for those that were asked for beforehand
     reader.close()
     assert len(started) <= 5
+
+
+def test_a_bug_is_no_verdict(run_folder, table, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("padim_bottle.deploy.predictor.Predictor.predict_prepared", fail)
+    assert predict(run_folder, table["image_path"][0]) == 70
+    assert "a bug" in capsys.readouterr().err
+
+
+def test_another_false_alarm_rate_changes_the_verdicts(run_folder, table, capsys):
+    for alpha in (0.08, 0.5):
+        predict(run_folder, "--json", "--alpha", alpha, *table["image_path"])
+        rows = pd.DataFrame(map(json.loads, capsys.readouterr().out.splitlines()))
+        assert (rows["verdict"] == "anomalous").tolist() == (table["p_value"] <= alpha).tolist()
+        assert ((rows["score"] >= rows["threshold"]) == (rows["verdict"] == "anomalous")).all()
+        np.testing.assert_allclose(rows["p_value"], table["p_value"])
+
+
+def test_a_batch_is_judged_by_its_false_discovery_rate(run_folder, table, tmp_path, capsys):
+    (tmp_path / "broken.png").touch()
+    arguments = ["--json", "--fdr", 0.3, *table["image_path"]]
+    predict(run_folder, *arguments)
+    output = capsys.readouterr()
+    rows = pd.DataFrame(map(json.loads, output.out.splitlines()))
+    # Benjamini and Hochberg 1995, as they put it.
+    p, m = np.sort(table["p_value"]), len(table)
+    largest = max((i for i in range(1, m + 1) if p[i - 1] <= i / m * 0.3 + 1e-6), default=0)
+    assert (rows["verdict"] == "anomalous").sum() == (0 if not largest else (table["p_value"] <= p[largest - 1]).sum())
+    fewest = next(k for k in range(1, 1000) if k / m * 0.3 + 1e-6 >= 1 / 13)
+    assert f"of {m} photos either at least {fewest} are called anomalous or none" in output.err
+    assert predict(run_folder, *arguments, tmp_path / "broken.png") == 2
+
+
+def test_memory_does_not_hold_photos_at_their_own_size(run_folder):
+    prepared = load_predictor(run_folder, device="cpu").prepare(np.zeros((3000, 4000, 3), np.uint8))
+    assert prepared.shape == (3, 64, 64)
 
 
 @pytest.mark.parametrize(

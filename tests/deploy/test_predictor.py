@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from anomalib.data import InferenceBatch
 from predict_benchmark import latency, stock
 
 from padim_bottle import Padim
 from padim_bottle.deploy.checkpoint import load_padim
-from padim_bottle.deploy.network import EndToEndPadim
 from padim_bottle.deploy.predictor import load_predictor
 from padim_bottle.errors import UserError
+from padim_bottle.model.calibration import Calibration
 from padim_bottle.model.gaussian import PatchGaussians, TriangularDistance
 
 pytestmark = pytest.mark.slow
@@ -194,12 +195,34 @@ def test_distances_without_the_zeros_are_the_same(features, width, dtype):
 
 
 def test_the_p_value_is_the_rank_among_the_calibration_scores(run_folder):
-    padim = load_padim(run_folder / "model.ckpt")
-    scores = padim.post_processor.calibration_scores
-    network = EndToEndPadim(padim)
+    scores = load_padim(run_folder / "model.ckpt").post_processor.calibration_scores
+    rule = load_predictor(run_folder, device="cpu").rule
     asked = torch.stack([scores[0] - 1, scores[0], scores[5], (scores[5] + scores[6]) / 2, scores[-1] + 1])
-    expected = [(1 + sum(float(s) >= float(a) for s in scores)) / (len(scores) + 1) for a in asked]
-    np.testing.assert_allclose(network._p_value(asked[:, None]).flatten(), expected, rtol=1e-6)
+    for score in asked.tolist():
+        assert rule.p_value(score) == (1 + sum(s >= score for s in scores.tolist())) / (len(scores) + 1)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.3, 0.5])
+def test_another_false_alarm_rate_is_what_training_with_it_gives(run_folder, alpha):
+    padim = load_padim(run_folder / "model.ckpt")
+    raw = torch.linspace(0.5, 3, 50)[:, None] * padim.post_processor.calibration_scores.median()
+    padim.post_processor.alpha = alpha
+    calibration = Calibration(
+        padim.post_processor.calibration_scores, *[torch.tensor(1.0)] * 2, map_mean=None, map_std=None
+    )
+    padim.post_processor.calibrate(calibration)
+    expected = padim.post_processor(InferenceBatch(pred_score=raw, anomaly_map=raw[..., None, None]))
+    rule = load_predictor(run_folder, device="cpu", alpha=alpha).rule
+    assert [rule.anomalous(s) for s in raw.flatten().tolist()] == expected.pred_label.flatten().tolist()
+    normalised = [rule.normalised(s) for s in raw.flatten().tolist()]
+    np.testing.assert_allclose(normalised, expected.pred_score.flatten(), atol=1e-6)
+    assert [rule.p_value(s) <= alpha for s in raw.flatten().tolist()] == expected.pred_label.flatten().tolist()
+    np.testing.assert_allclose([rule.score(n) for n in normalised], raw.flatten(), rtol=1e-5)
+
+
+def test_a_false_alarm_rate_that_no_p_value_reaches_is_refused(run_folder):
+    with pytest.raises(UserError, match=r"1 / \(N \+ 1\) = 0.077"):
+        load_predictor(run_folder, alpha=0.05)
 
 
 def test_metrics_that_are_no_json_object_are_passed_over(run_folder, tmp_path):

@@ -23,3 +23,15 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return number
+
+
+def rate(text: str) -> float:
+    """Return an argument that is a share between 0 and 1.
+
+    Raises:
+        argparse.ArgumentTypeError: it is not.
+    """
+    number = float(text)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return number

@@ -13,7 +13,7 @@ from padim_bottle.files import write_whole
 
 EXPORT_HELP = """\
 Export a fitted model, with its preprocessing, thresholds and p-value inside, to
-  <run>/export/{torch,onnx,openvino}/   the model and its card, model.json
+  <run>/export/{onnx,openvino}/   the model and its card, model.json
 and prove it: the test images are judged by every exported model and by the checkpoint, and the differences written to
   <run>/export/report.json
 
@@ -32,7 +32,7 @@ def export_command(arguments: Sequence[str] | None = None) -> int:
     """
     parser = new_parser("export.py", EXPORT_HELP)
     parser.add_argument("--model", type=Path, required=True, help="a run's folder or a model.ckpt")
-    parser.add_argument("--format", type=_formats, default=FORMATS, metavar="LIST", help="of torch,onnx,openvino (all)")
+    parser.add_argument("--format", nargs="+", choices=FORMATS, default=FORMATS, help="what to write (all)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="instead of <run>/export")
     parser.add_argument(
         "--images", type=Path, metavar="FOLDER", help="prove it on these photos (default: the run's test images)"
@@ -56,11 +56,3 @@ def _export(options: argparse.Namespace) -> int:
     write_whole(output / "report.json", json.dumps(report, indent=2) + "\n")
     print_report(report, output)
     return 0 if report["passed"] else 1
-
-
-def _formats(text: str) -> tuple[str, ...]:
-    chosen = text.split(",")
-    unknown = [name for name in chosen if name not in FORMATS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"there is no format {', '.join(unknown)}, choose from {','.join(FORMATS)}")
-    return tuple(name for name in FORMATS if name in chosen)

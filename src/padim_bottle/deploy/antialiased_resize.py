@@ -12,7 +12,7 @@ GROUP = 32
 
 
 class AntialiasedResize(nn.Module):
-    """Resizes images of any size to one size, as torchvision does with ``antialias=True``, to rounding.
+    """Resizes images of any size to one size, as torchvision does with ``antialias=True``, to rounding (3e-6).
 
     An output pixel is a mean of the input with triangular weights, as wide as the input is larger; rows and columns
     are resized one after the other. A whole axis as one matrix would be nearly all zeros, so outputs are taken in
@@ -34,16 +34,16 @@ class AntialiasedResize(nn.Module):
 def _resize_rows(image: torch.Tensor, target: int) -> torch.Tensor:
     source = image.shape[-2]
     group = max(divisor for divisor in range(1, GROUP + 1) if target % divisor == 0)
-    # A tensor, for the size is only known when an exported model runs.
-    length = torch.scalar_tensor(source, device=image.device)
-    scale = length / target
-    reach = scale.clamp_min(1)  # half the base of the triangle
-    centres = ((torch.arange(target, device=image.device) + 0.5) * scale).view(-1, group)  # (G, group)
+    # A tensor, for the size is only known when an exported model runs. Places are whole numbers, in units of a pixel of
+    # the input over 2 target: OpenVINO computes fractions in bfloat16 by default, which has no room for a place.
+    length = torch.scalar_tensor(source, dtype=torch.int64, device=image.device)
+    reach = 2 * length.clamp_min(target)  # half the base of the triangle
+    centres = ((2 * torch.arange(target, device=image.device) + 1) * length).view(-1, group)  # (G, group)
     window = source * (group + 2) // target + 4  # rows of the input that can count for a group
-    first = (centres[:, :1] - reach - 0.5).floor().clamp_min(0)
+    first = (centres[:, :1] - reach - target).clamp_min(0) // (2 * target)
     rows = first + torch.arange(window, device=image.device)  # (G, window)
-    distance = (rows[:, None] + 0.5 - centres[..., None]).abs()  # (G, group, window)
-    weights = torch.where(rows[:, None] < length, (1 - distance / reach).clamp_min(0), 0.0)
+    distance = ((2 * rows[:, None] + 1) * target - centres[..., None]).abs()  # (G, group, window)
+    weights = torch.where(rows[:, None] < length, (reach - distance).clamp_min(0), 0).float()
     weights = weights / weights.sum(dim=-1, keepdim=True)
-    windows = image.index_select(-2, rows.clamp(max=length - 1).long().flatten()).unflatten(-2, rows.shape)
+    windows = image.index_select(-2, rows.clamp(max=length - 1).flatten()).unflatten(-2, rows.shape)
     return (weights @ windows).flatten(-3, -2)

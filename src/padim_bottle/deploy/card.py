@@ -9,11 +9,11 @@ from typing import Any
 from padim_bottle.errors import UserError
 
 CARD = "model.json"
-CARD_VERSION = 1
-FORMATS = ("torch", "onnx", "openvino")
+CARD_VERSION = 2
 
 # The main file of each format; OpenVINO keeps its weights in a second one.
-MODEL_FILES = {"torch": "model.safetensors", "onnx": "model.onnx", "openvino": "model.xml"}
+MODEL_FILES = {"onnx": "model.onnx", "openvino": "model.xml"}
+FORMATS = tuple(MODEL_FILES)
 
 INPUT = {
     "name": "input",
@@ -24,14 +24,16 @@ INPUT = {
     "type": "float32",
     "value_range": [0.0, 1.0],
 }
+# Exactly anomalib's, so that its inferencers take the model.
 OUTPUTS = {
     "pred_score": "(B, 1) image score, normalised: 0 to 1, threshold 0.5",
     "pred_label": "(B, 1) true for anomalous",
     "anomaly_map": "(B, 1, H, W) pixel scores, normalised: 0 to 1, threshold 0.5, at the model's own resolution",
     "pred_mask": "(B, 1, H, W) true on pixels called anomalous",
-    "raw_score": "(B, 1) image score as in predictions.csv",
-    "p_value": "(B, 1) how often a good image scores at least this high",
 }
+# How the score of predictions.csv is had back from the normalised one.
+SOFT = "image + image_scale * y / (1 - |y|) with y = 2 * pred_score - 1"
+LINEAR = "image + image_scale * (pred_score - 0.5), at least or at most where pred_score is 1 or 0"
 
 
 def describe_padim(padim: Any, metrics: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -52,18 +54,25 @@ def describe_padim(padim: Any, metrics: dict[str, Any] | None = None) -> dict[st
         raise UserError("This model has no image threshold (it was trained without validation and calibration).")
     calibrated = describe_calibration(padim)
     metrics = metrics or {}
+    post_processor = padim.post_processor
+    scale = score = None
+    if post_processor.enable_normalization:
+        scale = post_processor.image_scale if calibrated else post_processor.image_max - post_processor.image_min
+        scale, score = scale.item(), SOFT if calibrated else LINEAR
     return {
         "input": {**INPUT, "model_size": list(padim.input_size or ())},
-        "outputs": {name: text for name, text in OUTPUTS.items() if calibrated or name != "p_value"},
+        "outputs": OUTPUTS,
         "thresholds": {
             "image": thresholds.image,
             "pixel": thresholds.pixel,
             "image_normalised": 0.5,
             "pixel_normalised": 0.5,
+            "image_scale": scale,
             "rule": "anomalous where score >= threshold" if calibrated else "anomalous where score > threshold",
             "source": thresholds.source,
         },
-        "p_value": "(1 + number of calibration scores >= raw_score) / (1 + number of calibration scores)"
+        "score": score or "pred_score",
+        "p_value": "(1 + number of calibration scores >= score) / (1 + number of calibration scores)"
         if calibrated
         else None,
         "calibration": calibrated,
@@ -118,6 +127,8 @@ def _is_card(card: Any) -> bool:
             # A card from a stranger may not lead out of its folder.
             and all(Path(name).name == name and isinstance(digest, str) for name, digest in card["files"].items())
             and math.isfinite(card["thresholds"]["image"])
+            and math.isfinite(card["thresholds"]["image_scale"] or 0)
+            and isinstance(card["openvino_settings"], dict)
         )
     except (KeyError, TypeError, AttributeError):
         return False

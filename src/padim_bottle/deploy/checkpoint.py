@@ -1,8 +1,7 @@
 """Fitted models from files that may come from anywhere: tensors and plain data are read, code never is.
 
 A run's ``model.ckpt`` is a pickle, so it goes through PyTorch's restricted unpickler (``weights_only``) with anomalib's
-own list of harmless types. The exported form of the same content needs no pickle at all: tensors in safetensors, the
-rest in JSON (see ``model_card``).
+own list of harmless types.
 """
 
 import inspect
@@ -19,15 +18,6 @@ from anomalib.utils.serialization import anomalib_safe_globals
 from padim_bottle.errors import UserError
 from padim_bottle.model.backbone import LOCAL_PREFIX
 from padim_bottle.model.padim import Padim
-
-# What a checkpoint holds beside tensors that is needed to build its model again, all of it plain data.
-SETTINGS = (
-    "hyper_parameters",
-    "anomalib_components_enabled",
-    "anomalib_pre_processor_config",
-    "anomalib_post_processor_config",
-    "padim_bottle_weights",
-)
 
 
 def load_padim(path: Path) -> Padim:
@@ -81,7 +71,7 @@ def build_padim(checkpoint: dict[str, Any], source: Path) -> Padim:
     Lightning's own loader is not used: it imports whatever class the file's hyper-parameters name.
 
     Args:
-        checkpoint: ``state_dict`` and the entries of ``SETTINGS``.
+        checkpoint: what ``read_checkpoint`` returned.
         source: named in errors.
 
     Raises:

@@ -1,8 +1,7 @@
 """Write a fitted model in formats that other runtimes read. Heavy imports are inside functions.
 
-ONNX and OpenVINO go through anomalib's exporter. Its torch export does not: that is a pickle of the whole Python
-object, which only loads with TRUST_REMOTE_CODE=1 and can run anything. Here "torch" means tensors in safetensors and
-the settings in the card.
+They go through anomalib's exporter. There is no export for torch: anomalib's is a pickle of the whole Python object,
+which can run anything, and ``model.ckpt`` is read as tensors and plain data already.
 """
 
 from __future__ import annotations
@@ -21,9 +20,11 @@ from padim_bottle.errors import UserError
 
 OPSET = 18
 
+# Else a processor that can computes in bfloat16: scores of good photos then move by a tenth, and verdicts with them.
+OPENVINO_SETTINGS = {"INFERENCE_PRECISION_HINT": "f32"}
+
 # To make a format and to prove it.
 PACKAGES = {
-    "torch": (),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "openvino"),
 }
@@ -57,7 +58,7 @@ def export(checkpoint_path: Path, formats: Sequence[str], output: Path) -> dict[
 
     Args:
         checkpoint_path: checkpoint of this package or of anomalib's ``Padim``.
-        formats: of ``torch``, ``onnx``, ``openvino``.
+        formats: of ``onnx``, ``openvino``.
         output: folder of the folders.
 
     Returns:
@@ -66,33 +67,19 @@ def export(checkpoint_path: Path, formats: Sequence[str], output: Path) -> dict[
     Raises:
         UserError: the checkpoint cannot be loaded, a package is missing, or nothing can be written.
     """
-    from padim_bottle.deploy.checkpoint import SETTINGS, build_padim, read_checkpoint
+    from padim_bottle.deploy.checkpoint import load_padim
     from padim_bottle.deploy.predictor import read_metrics
-
-    checkpoint = read_checkpoint(checkpoint_path)
-    card = describe_padim(build_padim(checkpoint, checkpoint_path), read_metrics(checkpoint_path.parent))
-    settings = {name: checkpoint[name] for name in SETTINGS if name in checkpoint}
-
-    def torch_files(folder: Path) -> dict[str, Any]:
-        from safetensors.torch import save
-
-        tensors = {name: tensor.contiguous() for name, tensor in checkpoint["state_dict"].items()}
-        (folder / MODEL_FILES["torch"]).write_bytes(save(tensors))
-        return {"checkpoint": settings}
-
-    def traced_files(folder: Path, model_format: str) -> dict[str, Any]:
-        padim = build_padim(checkpoint, checkpoint_path)
-        _through_anomalib(padim, model_format, folder)
-        return {}
 
     folders = {}
     for model_format in formats:
+        padim = load_padim(checkpoint_path)  # anew, for tracing changes it
+        card = describe_padim(padim, read_metrics(checkpoint_path.parent))
         folders[model_format] = folder = output / model_format
         partial = output / f".{model_format}.partial-{os.getpid()}"
         try:
             partial.mkdir(parents=True)
-            extra = torch_files(partial) if model_format == "torch" else traced_files(partial, model_format)
-            write_card(partial, model_format, {**card, **extra})
+            _through_anomalib(padim, model_format, partial)
+            write_card(partial, model_format, {**card, "openvino_settings": OPENVINO_SETTINGS})
             _put_in_place(partial, folder)
         except OSError as error:
             raise UserError(f"Cannot write the exported model to {folder}: {error}.") from error
@@ -150,6 +137,7 @@ def _tidy_openvino(source: Path, target: Path) -> None:
         if values.size >= LARGE and np.array_equal(half.astype(np.float32), values):
             restored = opset13.convert(opset13.constant(half), "f32")
             operation.output(0).replace(restored.output(0))
+
     ov.save_model(model, target, compress_to_fp16=False)
 
 

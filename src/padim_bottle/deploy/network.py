@@ -1,9 +1,9 @@
-"""The whole of inference as one network, from a photo's pixels to its p-value: what predicts, and what is exported."""
+"""The whole of inference as one network, from a photo's pixels to its verdict: what predicts, and what is exported."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
+from anomalib.data import InferenceBatch
 from anomalib.models.components.base.export_mixin import ExportMixin
 from lightning import LightningModule
 from torch import nn
@@ -13,37 +13,14 @@ from padim_bottle.deploy.antialiased_resize import AntialiasedResize
 from padim_bottle.errors import UserError
 from padim_bottle.model.gaussian import TriangularDistance
 from padim_bottle.model.padim import Padim
-from padim_bottle.model.post_processor import CalibratedPostProcessor
-
-
-class PadimOutput(NamedTuple):
-    """What the network says about B photos; the field names are the outputs of exported models.
-
-    The first four are anomalib's. Scores and maps are normalised to [0, 1] with the threshold at 0.5.
-
-    Attributes:
-        pred_score: (B, 1) normalised image score.
-        pred_label: (B, 1) bool, True for anomalous.
-        anomaly_map: (B, 1, H, W) normalised pixel scores at the network's own resolution.
-        pred_mask: (B, 1, H, W) bool, True on pixels called anomalous.
-        raw_score: (B, 1) image score as ``predictions.csv`` has it.
-        p_value: (B, 1), or None for a model that was not calibrated.
-    """
-
-    pred_score: torch.Tensor
-    pred_label: torch.Tensor | None
-    anomaly_map: torch.Tensor
-    pred_mask: torch.Tensor | None
-    raw_score: torch.Tensor
-    p_value: torch.Tensor | None
 
 
 class EndToEndPadim(ExportMixin, LightningModule):
-    """A fitted Padim with its preprocessing, thresholds, normalisation and p-value, for inference alone.
+    """A fitted Padim with its preprocessing, thresholds and normalisation, for inference alone.
 
-    Differences from anomalib's own ``forward``, which its exporter would trace: photos are resized with antialiasing,
-    as in training (anomalib switches it off for export, so that its exported models see other pixels than those it
-    was fitted to), and there is a p-value.
+    Its outputs are anomalib's. The difference from anomalib's own ``forward``, which its exporter would trace: photos
+    are resized with antialiasing, as in training (anomalib switches it off for export, so that its exported models
+    see other pixels than those it was fitted to).
 
     The padim is taken over and changed: do not train it afterwards.
 
@@ -66,20 +43,22 @@ class EndToEndPadim(ExportMixin, LightningModule):
         self.model.gaussian = TriangularDistance(self.model.gaussian, dtype)
         self.eval()
 
-    def forward(self, image: torch.Tensor) -> PadimOutput:
-        """Predict photos (B, 3, height, width) of any size, RGB float32 in [0, 1]."""
-        image = image if self.transform is None else self.transform(image)
-        raw = self.model(image)
-        done = raw if self.post_processor is None else self.post_processor(raw)
-        p_value = self._p_value(raw.pred_score)
-        return PadimOutput(done.pred_score, done.pred_label, done.anomaly_map, done.pred_mask, raw.pred_score, p_value)
+    def forward(self, image: torch.Tensor) -> InferenceBatch:
+        """Predict photos (B, 3, height, width) of any size, RGB float32 in [0, 1].
 
-    def _p_value(self, score: torch.Tensor) -> torch.Tensor | None:
-        if not isinstance(self.post_processor, CalibratedPostProcessor):
-            return None
-        # ``calibration.p_value`` searches the sorted scores, which ONNX cannot: counting gives the same.
-        scores = self.post_processor.calibration_scores
-        return (1 + (scores >= score).sum(dim=-1, keepdim=True)) / (len(scores) + 1)
+        Returns:
+            ``pred_score`` (B, 1) and ``anomaly_map`` (B, 1, H, W), normalised to [0, 1] with the threshold at 0.5, and
+            ``pred_label`` (B, 1) and ``pred_mask`` (B, 1, H, W), true for anomalous; maps at the network's resolution.
+        """
+        return self.judge(self.raw(image))
+
+    def raw(self, image: torch.Tensor) -> InferenceBatch:
+        """Predict photos, without thresholds: ``pred_score`` is as in ``predictions.csv``."""
+        return self.model(image if self.transform is None else self.transform(image))
+
+    def judge(self, raw: InferenceBatch) -> InferenceBatch:
+        """Normalise and threshold what ``raw`` returned."""
+        return raw if self.post_processor is None else self.post_processor(raw)
 
 
 def _exportable(transform: Callable | None) -> nn.Module | None:

@@ -1,14 +1,15 @@
-"""Photos of a command line: found, read ahead, judged in batches, drawn. Heavy imports are inside functions."""
+"""Photos of a command line: found, read ahead and judged in batches. Heavy imports are inside functions."""
 
 from __future__ import annotations
 
 import glob
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from padim_bottle.errors import UserError
 
@@ -44,66 +45,43 @@ def find_photos(patterns: Iterable[str]) -> tuple[list[Path], list[str]]:
     return list(photos), problems
 
 
-def read_ahead(photos: Sequence[Path], ahead: int) -> Iterator[tuple[Path, NDArray[np.uint8] | UserError]]:
-    """Read photos in threads, in order, at most ``ahead`` of them beforehand; an error takes its photo's place."""
+def judge(
+    predictor: Predictor, photos: Sequence[Path], batch_size: int
+) -> Iterator[tuple[Path, ImagePrediction | UserError]]:
+    """Predict photos in batches, in order; one that cannot be read comes with its error.
+
+    Photos are read and brought to the model's size in threads, at most two batches beforehand: memory does not grow
+    with their number, and little with their size.
+    """
     from padim_bottle.data.images import read_image
 
-    def read(path: Path) -> NDArray[np.uint8] | UserError:
+    def read(path: Path) -> NDArray[np.float32] | UserError:
         try:
-            return read_image(path)
+            return predictor.prepare(read_image(path))
         except UserError as error:
             return error
 
+    readings = zip(photos, read_ahead(read, photos, 2 * batch_size), strict=True)
+    while batch := list(islice(readings, batch_size)):
+        predictions = iter(
+            predictor.predict_prepared([photo for _, photo in batch if not isinstance(photo, UserError)])
+        )
+        yield from ((path, photo if isinstance(photo, UserError) else next(predictions)) for path, photo in batch)
+
+
+def read_ahead(read: Callable[[Path], Any], photos: Sequence[Path], ahead: int) -> Iterator[Any]:
+    """Read photos in threads, in order, at most ``ahead`` of them beforehand."""
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        waiting: deque[tuple[Path, Future]] = deque()
+        waiting: deque[Future[Any]] = deque()
         try:
             for path in photos:
-                waiting.append((path, pool.submit(read, path)))
+                waiting.append(pool.submit(read, path))
                 if len(waiting) > ahead:
-                    first, reading = waiting.popleft()
-                    yield first, reading.result()
+                    yield waiting.popleft().result()
             while waiting:
-                first, reading = waiting.popleft()
-                yield first, reading.result()
+                yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def judge(
-    predictor: Predictor, photos: Sequence[Path], batch_size: int
-) -> Iterator[tuple[Path, ImagePrediction | UserError, NDArray[np.uint8] | None]]:
-    """Predict photos in batches, in order; one that cannot be read comes with its error."""
-    batch: list[tuple[Path, NDArray[np.uint8] | UserError]] = []
-    for i, item in enumerate(read_ahead(photos, 2 * batch_size), start=1):
-        batch.append(item)
-        if len(batch) == batch_size or i == len(photos):
-            predictions = iter(predictor.predict([photo for _, photo in batch if not isinstance(photo, UserError)]))
-            for path, photo in batch:
-                if isinstance(photo, UserError):
-                    yield path, photo, None
-                else:
-                    yield path, next(predictions), photo
-            batch = []
-
-
-def draw(photo: NDArray[np.uint8], prediction: ImagePrediction) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return the heatmap over the photo (h, w, 3) and the mask (h, w), 255 where anomalous, at the photo's own size."""
-    import cv2
-
-    from padim_bottle.figures.panels import HeatmapScale
-
-    height, width = photo.shape[:2]
-    shrinks = height < prediction.anomaly_map.shape[0]
-    anomaly_map = cv2.resize(
-        prediction.anomaly_map, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    )
-    # Normalised: the threshold is at 0.5 and a typical good pixel at 0.25.
-    colours = HeatmapScale.from_threshold(0.5, 0.25).colours(anomaly_map)
-    grey = cv2.cvtColor(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    # The mask is the model's own where sizes agree; else its border follows the map, not the model's coarser pixels.
-    same = prediction.mask.shape == (height, width)
-    mask = prediction.mask if same else anomaly_map >= 0.5
-    return cv2.addWeighted(grey, 0.35, colours, 0.65, 0), (mask * 255).astype("uint8")
 
 
 def _hidden(path: Path) -> bool:

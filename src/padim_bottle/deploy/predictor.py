@@ -1,20 +1,23 @@
-"""Fitted models ready to predict, from whatever lies on disk: a checkpoint, or a torch, ONNX or OpenVINO export."""
+"""Fitted models ready to predict, from whatever lies on disk: a checkpoint, or an ONNX or OpenVINO export."""
 
 import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from padim_bottle.deploy.card import CARD, FORMATS, MODEL_FILES, describe_padim, read_card
+from padim_bottle.deploy.card import CARD, MODEL_FILES, describe_padim, read_card
+from padim_bottle.deploy.verdict import ImageRule
 from padim_bottle.errors import UserError
 
-# From photos (B, H, W, 3), RGB uint8, to the outputs of ``end_to_end.PadimOutput`` by name.
-Run = Callable[[NDArray[np.uint8]], dict[str, NDArray]]
+# From photos (B, 3, H, W), RGB float32 in [0, 1], to anomalib's outputs by name, and to raw_score where it is at hand.
+Run = Callable[[NDArray[np.float32]], dict[str, NDArray]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,73 +44,92 @@ class ImagePrediction:
 class Predictor:
     """A loaded model.
 
-    Attributes:
+    Args:
         name: ``torch``, ``onnx`` or ``openvino``.
-        card: what is known about the model, see ``model_card``.
+        card: what is known about the model, see ``card``.
+        run: the model itself.
+        alpha: judge images at this false-alarm rate instead of the one chosen in training.
+
+    Attributes:
+        rule: turns image scores into p-values and verdicts.
+        size: height and width that ``prepare`` brings photos to; empty to leave that to the model.
     """
 
-    def __init__(self, name: str, card: dict[str, Any], run: Run) -> None:
+    def __init__(self, name: str, card: dict[str, Any], run: Run, alpha: float | None = None) -> None:
         self.name = name
         self.card = card
-        self.run = run
+        self._run = run
+        self.size = card["input"]["model_size"]
+        self._trained = ImageRule.of(card)
+        self.rule = self._trained if alpha is None else self._trained.at(alpha)
 
-    def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[ImagePrediction]:
-        """Predict photos (h, w, 3), RGB uint8, of any sizes; those of one size go through the model together."""
-        by_size: dict[tuple[int, ...], list[int]] = {}
-        for i, image in enumerate(images):
-            by_size.setdefault(image.shape, []).append(i)
-        predictions: dict[int, ImagePrediction] = {}
-        for places in by_size.values():
-            outputs = self.run(np.stack([images[i] for i in places]))
-            for row, i in enumerate(places):
-                predictions[i] = _prediction({name: values[row] for name, values in outputs.items()})
-        return [predictions[i] for i in range(len(images))]
+    def prepare(self, photo: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return a photo (h, w, 3), RGB uint8, as the model takes it: (3, H, W) in [0, 1].
+
+        It is resized to the model's size, with antialiasing as in training (to 1e-6), so that a large photo does not
+        stay in memory. A model without such a resizing takes it as it is.
+        """
+        channels = [Image.fromarray(channel) for channel in photo.astype(np.float32).transpose(2, 0, 1)]
+        if self.size:
+            channels = [channel.resize(tuple(self.size[::-1]), Image.Resampling.BILINEAR) for channel in channels]
+        return np.stack([np.asarray(channel) for channel in channels]) / np.float32(255)
+
+    def predict(self, photos: Sequence[NDArray[np.uint8]]) -> list[ImagePrediction]:
+        """Predict photos (h, w, 3), RGB uint8, of any sizes."""
+        return self.predict_prepared([self.prepare(photo) for photo in photos])
+
+    def predict_prepared(self, photos: Sequence[NDArray[np.float32]]) -> list[ImagePrediction]:
+        """Predict what ``prepare`` returned; photos of one size go through the model together."""
+        if len({photo.shape for photo in photos}) > 1:
+            return [prediction for photo in photos for prediction in self.predict_prepared([photo])]
+        if not photos:
+            return []
+        outputs = self._run(np.stack(photos))
+        rows = [dict(zip(outputs, values, strict=True)) for values in zip(*outputs.values(), strict=True)]
+        return [self._prediction(row) for row in rows]
+
+    def _prediction(self, outputs: dict[str, NDArray]) -> ImagePrediction:
+        normalised = outputs["pred_score"].item()
+        score = outputs["raw_score"].item() if "raw_score" in outputs else self._trained.score(normalised)
+        return ImagePrediction(
+            score=score,
+            normalised_score=normalised if self.rule is self._trained else self.rule.normalised(score),
+            p_value=self.rule.p_value(score),
+            anomalous=self.rule.anomalous(score),
+            anomaly_map=outputs["anomaly_map"][0],
+            mask=outputs["pred_mask"][0].astype(bool),
+        )
 
 
-def _prediction(outputs: dict[str, NDArray]) -> ImagePrediction:
-    return ImagePrediction(
-        score=outputs["raw_score"].item(),
-        normalised_score=outputs["pred_score"].item(),
-        p_value=outputs["p_value"].item() if "p_value" in outputs else None,
-        anomalous=bool(outputs["pred_label"].item()),
-        anomaly_map=outputs["anomaly_map"][0],
-        mask=outputs["pred_mask"][0].astype(bool),
-    )
-
-
-def load_predictor(path: Path, *, device: str = "auto", threads: int | None = None) -> Predictor:
+def load_predictor(
+    path: Path, *, device: str = "auto", threads: int | None = None, alpha: float | None = None
+) -> Predictor:
     """Load whatever model lies at a path. Nothing in the files is run as code.
 
     Args:
         path: a run's folder, a ``.ckpt`` file, or the folder of an exported model (or its main file).
         device: ``auto``, ``cpu`` or ``cuda``; ONNX and OpenVINO models run on the CPU.
         threads: of the CPU; all cores if not given.
+        alpha: false-alarm rate, instead of that of the training.
 
     Raises:
-        UserError: there is no model, it is damaged or foreign, or its runtime is not installed.
+        UserError: there is no model, it is damaged or foreign, its runtime is not installed, or it has no such alpha.
     """
     if path.is_file() and path.name in (CARD, *MODEL_FILES.values()) and (path.parent / CARD).is_file():
         path = path.parent
-    if path.is_file():
-        return _load_checkpoint(path, device, threads)
     if (path / CARD).is_file():
-        return _load_exported(path, device, threads)
-    if (path / "model.ckpt").is_file():
-        return _load_checkpoint(path / "model.ckpt", device, threads)
-    exported = [path / name for name in FORMATS if (path / name / CARD).is_file()]
+        card = read_card(path)
+        load = {"onnx": _load_onnx, "openvino": _load_openvino}[card["format"]]
+        return Predictor(card["format"], card, load(path, card, threads), alpha)
+    checkpoint = path if path.is_file() else path / "model.ckpt"
+    if checkpoint.is_file():
+        return _load_checkpoint(checkpoint, device, threads, alpha)
+    exported = [path / name for name in MODEL_FILES if (path / name / CARD).is_file()]
     if exported:
         raise UserError(f"{path} holds several exported models, name one: {', '.join(map(str, exported))}.")
     if not path.exists():
         raise UserError(f"There is no model {path}: give a run's folder, its model.ckpt or an exported model's folder.")
     raise UserError(f"There is no model in {path}: it has neither model.ckpt nor {CARD}.")
-
-
-def _load_checkpoint(path: Path, device: str, threads: int | None) -> Predictor:
-    from padim_bottle.deploy.checkpoint import load_padim
-
-    padim = load_padim(path)
-    card = describe_padim(padim, read_metrics(path.parent))
-    return Predictor("torch", card, _torch_run(padim, device, threads))
 
 
 def read_metrics(run: Path) -> dict[str, Any] | None:
@@ -119,30 +141,10 @@ def read_metrics(run: Path) -> dict[str, Any] | None:
     return metrics if isinstance(metrics, dict) else None
 
 
-def _load_exported(folder: Path, device: str, threads: int | None) -> Predictor:
-    card = read_card(folder)
-    load = {"torch": _load_safetensors, "onnx": _load_onnx, "openvino": _load_openvino}[card["format"]]
-    return Predictor(card["format"], card, load(folder, card, device, threads))
-
-
-def _load_safetensors(folder: Path, card: dict[str, Any], device: str, threads: int | None) -> Run:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from padim_bottle.deploy.checkpoint import build_padim
-
-    file = folder / MODEL_FILES["torch"]
-    try:
-        settings = card["checkpoint"]
-        checkpoint = {**settings, "hyper_parameters": settings["hyper_parameters"], "state_dict": load_file(file)}
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise UserError(f"Cannot load the model {file}: {error}.") from error
-    return _torch_run(build_padim(checkpoint, file), device, threads)
-
-
-def _torch_run(padim: Any, device: str, threads: int | None) -> Run:
+def _load_checkpoint(path: Path, device: str, threads: int | None, alpha: float | None) -> Predictor:
     import torch
 
+    from padim_bottle.deploy.checkpoint import load_padim
     from padim_bottle.deploy.network import EndToEndPadim
 
     if device == "auto":
@@ -151,19 +153,20 @@ def _torch_run(padim: Any, device: str, threads: int | None) -> Run:
         raise UserError("There is no CUDA device here: leave --device out.")
     if threads:
         torch.set_num_threads(threads)
+    padim = load_padim(path)
+    card = describe_padim(padim, read_metrics(path.parent))
     network = EndToEndPadim(padim).to(device)
 
-    def run(images: NDArray[np.uint8]) -> dict[str, NDArray]:
+    def run(photos: NDArray[np.float32]) -> dict[str, NDArray]:
         with torch.inference_mode():
-            # The view keeps colours innermost in memory, as the training's does.
-            pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float().div_(255)
-            outputs = network(pixels)._asdict()
-            return {name: value.cpu().numpy() for name, value in outputs.items() if value is not None}
+            raw = network.raw(torch.from_numpy(photos).to(device, memory_format=torch.channels_last))
+            outputs = {"raw_score": raw.pred_score, **network.judge(raw)._asdict()}
+            return {name: value.cpu().numpy() for name, value in outputs.items()}
 
-    return run
+    return Predictor("torch", card, run, alpha)
 
 
-def _load_onnx(folder: Path, card: dict[str, Any], device: str, threads: int | None) -> Run:
+def _load_onnx(folder: Path, card: dict[str, Any], threads: int | None) -> Run:
     ort = _require("onnxruntime", "ONNX")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or _cores()
@@ -172,52 +175,34 @@ def _load_onnx(folder: Path, card: dict[str, Any], device: str, threads: int | N
     try:
         session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise UserError(f"ONNX Runtime cannot load {file}: {_first_line(error)}.") from error
+        raise UserError(f"ONNX Runtime cannot load {file}: {_last_line(error)}.") from error
     names = [output.name for output in session.get_outputs()]
-
-    def run(images: NDArray[np.uint8]) -> dict[str, NDArray]:
-        return dict(zip(names, session.run(names, {card["input"]["name"]: _to_floats(images)}), strict=True))
-
-    return run
+    return lambda photos: dict(zip(names, session.run(names, {card["input"]["name"]: photos}), strict=True))
 
 
-def _load_openvino(folder: Path, card: dict[str, Any], device: str, threads: int | None) -> Run:
+def _load_openvino(folder: Path, card: dict[str, Any], threads: int | None) -> Run:
     ov = _require("openvino", "OpenVINO")
     file = folder / MODEL_FILES["openvino"]
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads or _cores(),
+        **card["openvino_settings"],
+    }
     try:
-        compiled = ov.Core().compile_model(
-            file,
-            "CPU",
-            {
-                "PERFORMANCE_HINT": "LATENCY",
-                # Else it computes in bfloat16 where the processor can, and scores move in the third digit.
-                "INFERENCE_PRECISION_HINT": "f32",
-                "INFERENCE_NUM_THREADS": threads or _cores(),
-            },
-        )
+        compiled = ov.Core().compile_model(file, "CPU", settings)
     except Exception as error:
-        raise UserError(f"OpenVINO cannot load {file}: {_first_line(error)}.") from error
+        raise UserError(f"OpenVINO cannot load {file}: {_last_line(error)}.") from error
     names = [output.any_name for output in compiled.outputs]
 
-    def run(images: NDArray[np.uint8]) -> dict[str, NDArray]:
-        outputs = compiled(_to_floats(images))
+    def run(photos: NDArray[np.float32]) -> dict[str, NDArray]:
+        outputs = compiled(photos)
         # Copies: the next inference writes into the same memory.
         return {name: np.array(outputs[i]) for i, name in enumerate(names)}
 
     return run
 
 
-def _to_floats(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return photos (B, H, W, 3) as exported models take them: (B, 3, H, W), 0 to 1."""
-    import cv2
-
-    # Faster than NumPy, and than letting OpenVINO do it in the graph.
-    return cv2.dnn.blobFromImages(images, 1 / 255)
-
-
 def _require(package: str, name: str) -> Any:
-    from importlib import import_module
-
     try:
         return import_module(package)
     except ImportError as error:
@@ -228,6 +213,6 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _first_line(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].rstrip(".") if lines else type(error).__name__

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from anomalib.data import AnomalibDataModule
+from jsonargparse import ArgumentError, ArgumentParser
 from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
@@ -16,7 +18,6 @@ from torchvision.transforms.v2 import functional
 from torchvision.tv_tensors import Mask
 
 from padim_bottle.data.images import read_mask
-from padim_bottle.data.layout import find_files
 from padim_bottle.deploy.photos import find_photos, judge
 from padim_bottle.deploy.predictor import ImagePrediction, Predictor, load_predictor, read_metrics
 from padim_bottle.errors import UserError
@@ -28,9 +29,6 @@ COMPARED = (
     "image_AUROC", "image_AUPR", "image_F1Max", "image_F1Score", "pixel_AUROC", "pixel_AUPR", "pixel_AUPRO",
     "pixel_F1Max", "pixel_F1Score",
 )  # fmt: skip
-
-# A run's config names a class; only these are built from it, whatever the file says.
-DATA_CLASSES = ("padim_bottle.MVTecAD", "padim_bottle.SyntheticBottles", "anomalib.data.MVTecAD")
 
 
 @dataclass(frozen=True)
@@ -53,30 +51,29 @@ def find_proof_photos(run: Path, folder: Path | None) -> ProofPhotos:
             raise UserError(problems[0])
         return ProofPhotos(paths, None)
     try:
-        found = _test_files(run)
-    except (OSError, KeyError, TypeError, yaml.YAMLError, UserError) as error:
+        samples = _test_samples(run)
+    except (OSError, KeyError, TypeError, ValueError, ArgumentError, yaml.YAMLError, UserError) as error:
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"The test images of {run} cannot be found ({error}): name a folder of photos with --images."
+            f"The test images of {run} cannot be found ({reason}): name a folder of photos with --images."
         ) from error
-    known = all(image.mask is not None for image in found.test if image.defect != GOOD)
-    masks = [image.mask for image in found.test]
-    return ProofPhotos([image.path for image in found.test], masks if known else None)
+    masks = [Path(str(row.mask_path)) if row.label_index else None for row in samples.itertuples()]
+    paths = [Path(path) for path in samples["image_path"]]
+    # A defect without a mask leaves nothing to measure pixels by.
+    known = all(mask is None or mask.is_file() for mask in masks)
+    return ProofPhotos(paths, masks if known else None)
 
 
-def _test_files(run: Path) -> Any:
-    from padim_bottle.data.mvtec import MVTecAD
-    from padim_bottle.data.synthetic import SyntheticBottles
-
-    data = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]
-    arguments = data.get("init_args") or {}
-    if data["class_path"] not in DATA_CLASSES:
-        raise UserError(f"its data are of the class {data['class_path']}")
-    if data["class_path"] == "padim_bottle.SyntheticBottles":
-        datamodule = SyntheticBottles(**arguments)
-        datamodule.prepare_data()
-    else:
-        datamodule = MVTecAD(root=arguments.get("root"), category=arguments.get("category", "bottle"))
-    return find_files(datamodule.root, datamodule.category)
+def _test_samples(run: Path) -> Any:
+    """Return anomalib's table of the test images that the run's ``config.yaml`` describes."""
+    parser = ArgumentParser(exit_on_error=False)
+    # Classes of other kinds are not made, whatever the file says.
+    parser.add_subclass_arguments(AnomalibDataModule, "data")
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    datamodule = parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
+    datamodule.prepare_data()
+    datamodule.setup()
+    return datamodule.test_data.samples
 
 
 def prove(checkpoint: Path, folders: Mapping[str, Path], photos: ProofPhotos) -> dict[str, Any]:
@@ -105,6 +102,7 @@ def prove(checkpoint: Path, folders: Mapping[str, Path], photos: ProofPhotos) ->
     formats = {}
     for name, folder in folders.items():
         predictor = load_predictor(folder)
+        predictor.size = None  # whole photos, as other programs give them to the model
         actual = _predict(predictor, photos)
         formats[name] = {
             "folder": str(folder),
@@ -151,7 +149,7 @@ def differences(expected: list[ImagePrediction], actual: list[ImagePrediction]) 
 
 def _predict(predictor: Predictor, photos: ProofPhotos) -> list[ImagePrediction]:
     predictions = []
-    for _, outcome, _ in judge(predictor, photos.paths, batch_size=8):
+    for _, outcome in judge(predictor, photos.paths, batch_size=8):
         if isinstance(outcome, UserError):
             raise outcome
         predictions.append(outcome)

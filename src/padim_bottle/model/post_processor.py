@@ -43,7 +43,7 @@ class CalibratedPostProcessor(PostProcessor):
         self.calibration_scores = calibration.scores.to(device)
         self._image_threshold = conformal_threshold(self.calibration_scores, self.alpha)
         self._pixel_threshold = calibration.pixel_threshold.to(device)
-        self.image_scale = _scale(self._image_threshold, self.calibration_scores.median())
+        self.image_scale = image_scale(self._image_threshold, self.calibration_scores)
         self.pixel_scale = _scale(self._pixel_threshold, calibration.pixel_median.to(device))
         # anomalib's names for the range that was seen while fitting.
         self.image_min, self.image_max = (
@@ -89,6 +89,11 @@ class CalibratedPostProcessor(PostProcessor):
         if scores is not None:
             self.calibration_scores = torch.empty_like(scores, device=self.calibration_scores.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def image_scale(threshold: torch.Tensor, calibration_scores: torch.Tensor) -> torch.Tensor:
+    """Return the scale by which image scores are normalised around a threshold."""
+    return _scale(threshold, calibration_scores.median())
 
 
 def _scale(threshold: torch.Tensor, typical: torch.Tensor) -> torch.Tensor:
