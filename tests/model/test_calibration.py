@@ -10,20 +10,29 @@ from padim_bottle.errors import UserError
 from padim_bottle.model.calibration import (
     calibrate,
     conformal_threshold,
-    leave_one_out_distances,
-    leave_one_out_z,
+    false_alarm_range,
+    leave_part_out_distances,
+    leave_part_out_z,
     p_value,
     position_statistics,
 )
 from padim_bottle.model.gaussian import COVARIANCE_EPSILON, PatchGaussians
+from padim_bottle.model.parts import Parts
 from padim_bottle.model.post_processor import CalibratedPostProcessor
 
 
-def leave_one_out(embedding):
+def each(count):
+    return Parts.of_photos([""] * count, None)
+
+
+def leave_out(embedding, parts=None):
     gaussians = PatchGaussians()
     gaussians.update(embedding)
-    count = len(embedding)
-    return leave_one_out_distances(embedding - gaussians.mean, gaussians.covariance(slice(None), count - 2))
+    return leave_part_out_distances(
+        embedding - gaussians.mean,
+        lambda freedom: gaussians.covariance(slice(None), freedom),
+        parts or each(len(embedding)),
+    )
 
 
 def refit_without(embedding, i):
@@ -42,9 +51,32 @@ def refit_without(embedding, i):
 def test_leave_one_out_equals_refitting_without_the_image(count, features):
     generator = torch.Generator().manual_seed(count)
     embedding = torch.randn(count, 11, features, generator=generator) * torch.logspace(-1, 0.5, features)
-    distances = leave_one_out(embedding)
+    distances = leave_out(embedding)
     for i in (0, 1, count // 2, count - 1):
         torch.testing.assert_close(distances[i].double(), refit_without(embedding, i), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(("count", "features"), [(60, 10), (30, 20), (12, 30)])
+def test_a_part_left_out_equals_refitting_without_all_of_its_photos(count, features):
+    generator = torch.Generator().manual_seed(count)
+    embedding = torch.randn(count, 7, features, generator=generator) * torch.logspace(-1, 0.5, features)
+    embedding[1] = embedding[0] + 0.01 * torch.randn(7, features, generator=generator)
+    names = [f"{index // 2 if index < 6 else index // 3}_{index}" for index in range(count)]
+    parts = Parts.of_photos(names, r"^(\d+)_")
+    distances = leave_out(embedding, parts)
+    for i in (0, 1, 4, 7, count - 1):
+        rest = [j for j in range(count) if parts.names[j] != parts.names[i]]
+        alone = torch.cat([embedding[i : i + 1], embedding[rest]])
+        torch.testing.assert_close(distances[i].double(), refit_without(alone, 0), rtol=1e-4, atol=0)
+
+
+def test_a_part_left_out_z_equals_standardising_by_the_maps_of_the_others():
+    maps = torch.rand(9, 4, 5, generator=torch.Generator().manual_seed(0)).double()
+    mean, std = position_statistics(iter(maps.split(4)), 9)
+    z = leave_part_out_z(maps.unflatten(0, (3, 3)), mean, std, 9).flatten(0, 1)
+    for i in range(9):
+        rest = torch.cat([maps[: i // 3 * 3], maps[i // 3 * 3 + 3 :]])
+        torch.testing.assert_close(z[i], (maps[i] - rest.mean(0)) / rest.std(0))
 
 
 def test_leave_one_out_distances_exceed_the_training_distances():
@@ -52,21 +84,20 @@ def test_leave_one_out_distances_exceed_the_training_distances():
     gaussians = PatchGaussians()
     gaussians.update(embedding)
     gaussians.factorize(slice(None))
-    assert (leave_one_out(embedding) > gaussians.distance(embedding)).all()
+    assert (leave_out(embedding) > gaussians.distance(embedding)).all()
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_fewer_than_three_images_are_refused(count):
     with pytest.raises(UserError, match=f"at least 3 training images, found {count}"):
-        leave_one_out_distances(torch.zeros(count, 4, 2), torch.eye(2).repeat(4, 1, 1))
+        leave_part_out_distances(torch.zeros(count, 4, 2), lambda _: torch.eye(2).repeat(4, 1, 1), each(count))
 
 
 def test_identical_training_images_give_zero_not_nan(caplog):
-    distances = leave_one_out(torch.ones(6, 4, 3))
+    distances = leave_out(torch.ones(6, 4, 3))
     assert torch.equal(distances, torch.zeros(6, 4))
-    calibration = calibrate(
-        distances.unflatten(1, (2, 2)), lambda maps: maps, pixel_quantile=0.9995, position_calibration=True
-    )
+    maps = distances.unflatten(1, (2, 2))
+    calibration = calibrate(lambda i: maps[i], each(6), pixel_quantile=0.9995, position_calibration=True)
     assert "The 6 training images do not differ" in caplog.text
     assert torch.equal(calibration.scores, torch.zeros(6))
     assert (calibration.map_std > 0).all()
@@ -83,7 +114,7 @@ def test_leave_one_out_z_equals_standardising_by_the_other_maps():
     mean, std = position_statistics(iter(maps.split(4)), 9)
     torch.testing.assert_close(mean, maps.mean(0))
     torch.testing.assert_close(std, maps.std(0))
-    z = leave_one_out_z(maps, mean, std, 9)
+    z = leave_part_out_z(maps[:, None], mean, std, 9)[:, 0]
     for i in range(9):
         rest = torch.cat([maps[:i], maps[i + 1 :]])
         torch.testing.assert_close(z[i], (maps[i] - rest.mean(0)) / rest.std(0))
@@ -102,18 +133,18 @@ def test_where_good_images_do_not_differ_a_difference_counts_but_not_infinitely(
     mean, std = position_statistics(iter(maps.split(8)), 20)
     floor = 1e-3 * maps.double().std(0).median()
     torch.testing.assert_close(std[1, 2], floor)
-    torch.testing.assert_close(leave_one_out_z(maps, mean, std, 20)[:, 1, 2], torch.zeros(20).double())
+    torch.testing.assert_close(leave_part_out_z(maps[:, None], mean, std, 20)[:, 0, 1, 2], torch.zeros(20).double())
     # Far off, the variance of the others (their formula, fed with this image) is below the floor.
     odd = maps[:1].clone()
     odd[0, 1, 2] += 7.0
-    torch.testing.assert_close(leave_one_out_z(odd, mean, std, 20)[0, 1, 2], 7.0 * (20 / 19) / floor)
+    torch.testing.assert_close(leave_part_out_z(odd[:, None], mean, std, 20)[0, 0, 1, 2], 7.0 * (20 / 19) / floor)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_pixel_threshold_is_the_quantile_of_all_pixels(batch_size, caplog):
     maps = torch.rand(10, 20, 20, generator=torch.Generator().manual_seed(0))
     calibration = calibrate(
-        maps, lambda batch: batch, pixel_quantile=0.995, position_calibration=False, batch_size=batch_size
+        lambda i: maps[i], each(10), pixel_quantile=0.995, position_calibration=False, batch_size=batch_size
     )
     expected = np.quantile(maps.numpy().ravel(), 0.995, method="inverted_cdf")
     assert calibration.pixel_threshold.item() == pytest.approx(float(expected), rel=1e-6)
@@ -177,9 +208,9 @@ def test_false_alarm_rate_on_new_images_is_what_alpha_promises(alpha, position_c
         test = torch.randn(new, 36, 20, generator=generator) * scale
         gaussians = PatchGaussians()
         gaussians.update(train)
-        distances = leave_one_out_distances(train - gaussians.mean, gaussians.covariance(slice(None), count - 2))
+        left_out = leave_out(train).unflatten(1, (6, 6))
         calibration = calibrate(
-            distances.unflatten(1, (6, 6)), lambda maps: maps, pixel_quantile=0.9995,
+            lambda i, left_out=left_out: left_out[i], each(count), pixel_quantile=0.9995,
             position_calibration=position_calibration,
         )  # fmt: skip
         gaussians.factorize(slice(None))
@@ -197,3 +228,54 @@ def test_false_alarm_rate_on_new_images_is_what_alpha_promises(alpha, position_c
         )
     mean, deviation = bounds[0], math.sqrt(bounds[1])
     assert abs(false_alarms - mean) < 3 * deviation, f"{false_alarms} of {trials}, expected {mean} +- {deviation}"
+
+
+@pytest.mark.parametrize(("photos", "said"), [(1, False), (2, True), (2, False), (3, True)])
+def test_new_parts_raise_false_alarms_as_often_as_promised_if_parts_are_named(photos, said):
+    """Parts photographed several times: the other photo vouches for a part unless it is left out with it."""
+    alpha, parts, new = 0.05, 70, 400
+    alarms = alarms_of_single_photos = 0
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        scale = torch.rand(16, 20, generator=generator) + 0.2
+
+        def photograph(count, generator=generator, scale=scale):
+            part = torch.randn(count, 1, 16, 20, generator=generator)
+            return (part + 0.1 * torch.randn(count, photos, 16, 20, generator=generator)) * scale
+
+        train = photograph(parts).flatten(0, 1)
+        names = [str(index // photos if said else index) for index in range(len(train))]
+        groups = Parts(tuple(names))
+        left_out = leave_out(train, groups).unflatten(1, (4, 4))
+        calibration = calibrate(
+            lambda i, left_out=left_out: left_out[i], groups, pixel_quantile=0.9995, position_calibration=True
+        )
+        gaussians = PatchGaussians()
+        gaussians.update(train)
+        gaussians.factorize(slice(None))
+        maps = gaussians.distance(photograph(new).flatten(0, 1)).unflatten(1, (4, 4))
+        scores = ((maps - calibration.map_mean) / calibration.map_std).flatten(1).amax(1)
+        called = scores >= conformal_threshold(calibration.scores, alpha, warn=False)
+        alarms += int(called.unflatten(0, (new, photos)).any(1).sum())
+        alarms_of_single_photos += called.float().mean().item() / 5
+    count = parts if said else parts * photos
+    rank = math.ceil((count + 1) * (1 - alpha) - 1e-9)
+    expected = stats.betabinom(new, count + 1 - rank, rank)
+    low, high = (5 * expected.mean() + sign * 3 * math.sqrt(5 * expected.var()) for sign in (-1, 1))
+    if photos == 1 or said:
+        assert low < alarms < high
+        assert alarms_of_single_photos <= high / (5 * new)
+    else:
+        assert alarms > 0.3 * 5 * new  # what happens unnoticed: see copies
+
+
+@pytest.mark.parametrize(
+    ("count", "alpha", "low", "high"),
+    [(209, 0.05, 0.023, 0.080), (209, 0.01, 0.001, 0.026), (60, 0.05, 0.010, 0.115), (1000, 0.01, 0.005, 0.017)],
+)
+def test_the_rate_of_one_calibrated_model_lies_in_the_range_that_is_said(count, alpha, low, high):
+    assert false_alarm_range(count, alpha) == pytest.approx((low, high), abs=6e-4)
+    # The rate of a threshold at the r-th smallest of N uniform scores is the share above it.
+    rank = math.ceil((count + 1) * (1 - alpha) - 1e-9)
+    rates = 1 - np.sort(np.random.default_rng(0).random((4000, count)), axis=1)[:, rank - 1]
+    assert np.mean((rates >= low) & (rates <= high)) == pytest.approx(0.95, abs=0.02)

@@ -6,48 +6,11 @@ import pytest
 import torch
 from anomalib.engine import Engine
 from anomalib.post_processing import PostProcessor
-from lightning.pytorch import Callback
 from sklearn.metrics import roc_auc_score
+from small_padim import SIZE, Recorder, run, small_padim, training_images
 
 from padim_bottle import MVTecAD, Padim
 from padim_bottle.errors import UserError
-
-SIZE = (64, 64)
-
-
-class Recorder(Callback):
-    """Keeps the raw predictions of a test run."""
-
-    def __init__(self):
-        self.scores, self.maps, self.labels, self.masks = [], [], [], []
-
-    def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
-        self.scores.append(outputs.pred_score.flatten().clone())
-        self.maps.append(outputs.anomaly_map.clone().reshape(-1, *SIZE))
-        self.labels.append(outputs.gt_label)
-        self.masks.append(outputs.gt_mask)
-
-    def collected(self):
-        return {name: torch.cat(getattr(self, name)) for name in ("scores", "maps", "labels", "masks")}
-
-
-def small_padim(**kwargs):
-    defaults = {
-        "pre_trained": False, "n_features": 40, "image_size": SIZE, "evaluator": False, "visualizer": False,
-        "alpha": 0.2, "checkpoint_precision": "float32",
-    }  # fmt: skip
-    return Padim(**{**defaults, **kwargs})
-
-
-def run(model, bottles, folder, **data):
-    recorder = Recorder()
-    datamodule = MVTecAD(root=bottles, num_workers=0, verify=False, train_batch_size=5, **data)
-    engine = Engine(
-        callbacks=[recorder], default_root_dir=folder, accelerator="cpu", enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
-    engine.train(model=model, datamodule=datamodule)
-    return recorder.collected(), engine
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +77,7 @@ def test_position_calibration_leaves_the_anomaly_map_alone(plain, calibrated):
 def test_calibration_scores_equal_refitting_without_each_image(bottles, calibrated):
     """End to end: train on all images but one, measure that one, standardise it by the other leave-one-out maps."""
     model = calibrated[0]
-    datamodule = MVTecAD(root=bottles, num_workers=0, verify=False)
-    datamodule.setup()
-    resize, normalise = model.pre_processor.transform.transforms
-    images = torch.stack([normalise(resize(datamodule.train_data[i].image)) for i in range(12)])
+    images = training_images(model, bottles)
     maps = []
     for i in range(12):
         refitted = small_padim(seed=3, calibration=False).model

@@ -77,7 +77,8 @@ def build_padim(checkpoint: dict[str, Any], source: Path) -> Padim:
     Raises:
         UserError: it does not describe a fitted PaDiM.
     """
-    if not {"model.gaussian.mean", "model.idx"} <= checkpoint["state_dict"].keys():
+    # In version 0.1, and in anomalib's own checkpoints, there is one grid without a number.
+    if not checkpoint["state_dict"].keys() & {"model.gaussian.mean", "model.grids.0.gaussian.mean"}:
         raise UserError(f"{source} holds no fitted PaDiM: its Gaussians are missing.")
     components = {"pre_processor", "post_processor", "evaluator", "visualizer"}
     known = inspect.signature(Padim).parameters.keys() - components
@@ -99,9 +100,12 @@ def build_padim(checkpoint: dict[str, Any], source: Path) -> Padim:
 
 def _check_shapes(padim: Padim) -> None:
     """Compare settings and tensors: loading takes tensors of any size, for it is fitting that decides them."""
-    model, features = padim.model, padim.model.n_features
-    if model.gaussian.mean.shape[-1] != features or (model.reduction == "random" and len(model.idx) != features):
-        raise ValueError(f"n_features is {features}, its Gaussians have {model.gaussian.mean.shape[-1]} features")
+    model = padim.model
+    for grid in model.grids:
+        features, found = grid.embedding.n_features, grid.gaussian.mean.shape[-1]
+        kept = grid.embedding.projection.shape[-1] if grid.embedding.projection.numel() else len(grid.embedding.idx)
+        if not features == found == kept:
+            raise ValueError(f"n_features is {features}, its Gaussians have {found} features")
     if model.map_mean.numel() and padim.input_size not in (None, model.map_mean.shape):
         raise ValueError(f"image_size is {tuple(padim.input_size)}, its maps have {tuple(model.map_mean.shape)} pixels")
 

@@ -39,8 +39,10 @@ class EndToEndPadim(ExportMixin, LightningModule):
         self.transform = _exportable(transform) if exporting else transform
         self.model = padim.model
         self.post_processor = padim.post_processor
-        dtype = self.model.gaussian.storage_dtype if exporting else torch.float32
-        self.model.gaussian = TriangularDistance(self.model.gaussian, dtype)
+        for grid in self.model.grids:
+            grid.gaussian = TriangularDistance(
+                grid.gaussian, grid.gaussian.storage_dtype if exporting else torch.float32
+            )
         self.eval()
 
     def forward(self, image: torch.Tensor) -> InferenceBatch:

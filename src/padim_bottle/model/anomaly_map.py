@@ -1,9 +1,73 @@
 """From distances at patch positions to an anomaly map of the image's size."""
 
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from anomalib.models.components.filters import GaussianBlur2d
+from kornia.filters import guided_blur
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
+
+# What anomalib's pre-processor subtracted and divided by.
+IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+
+# Of the guided filter, in squared grey levels of [0, 1]: edges fainter than about 0.03 are smoothed away.
+GUIDED_EPSILON = 1e-3
+
+
+def fuse(distances: Sequence[torch.Tensor], typical: Sequence[torch.Tensor], support: float) -> torch.Tensor:
+    """Join the distances at several grids into one map of evidence at the finest.
+
+    With ``e_g = d_g^2 / m_g``, the squared Mahalanobis distances of grid g over their typical value, lifted to the
+    finest grid,
+
+        s = log(1 + e_G) + sum over g < G of log(1 + min(e_g, c e_{g+1})).
+
+    ``log(1 + d^2 / m)`` is the log-density of a Student t distribution up to constants: leave-one-out distances have
+    heavy tails, and a sum of d^2 would trust a single outlier. The minimum lets a fine grid speak only where the next
+    coarser one supports it: c = 0 is the coarsest grid alone, infinity all grids in full.
+
+    Args:
+        distances: (B, h, w) of each grid, from fine to coarse.
+        typical: m_g of each grid.
+        support: c.
+
+    Returns:
+        (B, h, w) at the finest grid.
+    """
+    fine = distances[0].shape[-2:]
+    evidence = [lift(d.square(), fine) / m for d, m in zip(distances, typical, strict=True)]
+    total = torch.log1p(evidence[-1])
+    for own, coarser in pairwise(evidence):
+        total = total + torch.log1p(own if math.isinf(support) else torch.minimum(own, support * coarser))
+    return total
+
+
+def lift(grid: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Interpolate maps (B, h, w) bilinearly to a finer grid's height and width."""
+    if grid.shape[-2:] == tuple(size):
+        return grid
+    return F.interpolate(grid[:, None], size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
+
+
+def grey_photo(images: torch.Tensor) -> torch.Tensor:
+    """Return grey photos (B, 1, H, W) in [0, 1] of normalised images (B, 3, H, W)."""
+    mean, std = IMAGENET_MEAN.to(images.device), IMAGENET_STD.to(images.device)
+    return (images.float() * std + mean).mean(dim=1, keepdim=True)
+
+
+def guide(anomaly_map: torch.Tensor, photo: torch.Tensor, radius: int) -> torch.Tensor:
+    """Let the edges of anomaly maps (B, 1, H, W) follow those of the photos (He et al., TPAMI 2013, guided filter).
+
+    Args:
+        anomaly_map: finished maps.
+        photo: (B, 1, H, W) grey photos in [0, 1].
+        radius: of the window, in pixels.
+    """
+    return guided_blur(photo, anomaly_map, 2 * radius + 1, GUIDED_EPSILON, separable=True)
 
 
 class SmoothUpsample(nn.Module):

@@ -125,14 +125,8 @@ def check_embedding(backbone: str, layers: Sequence[str], n_features: int | None
     Raises:
         UserError: an unknown or repeated layer, or a number of features that is missing or impossible.
     """
-    available = feature_layers(backbone)
-    offer = ", ".join(f"{layer} ({channels} channels)" for layer, channels in available.items())
-    unknown = [layer for layer in layers if layer not in available]
-    if unknown or not layers or len(set(layers)) < len(layers):
-        problem = f"has no {', '.join(unknown)}" if unknown else f"cannot use the list {list(layers)}"
-        raise UserError(f"layers: {backbone} {problem}. Choose from {offer}, each once.")
-    if list(layers) != sorted(layers, key=list(available).index):
-        raise UserError(f"layers: name them from shallow to deep, as {backbone} has them: {offer}.")
+    available = _check_layers(backbone, layers, "layers")
+    offer = _offer(available)
     channels = sum(available[layer] for layer in layers)
     if n_features is None:
         n_features = default_n_features(backbone)
@@ -147,6 +141,64 @@ def check_embedding(backbone: str, layers: Sequence[str], n_features: int | None
             f"channels together. It offers {offer}."
         )
     return n_features
+
+
+def check_grids(backbone: str, grids: Sequence[Sequence[str]], n_features: int | None) -> list[str]:
+    """Check a choice of grids against what the backbone has.
+
+    Args:
+        backbone: timm name, or ``local-dir:<folder>``.
+        grids: the layers of each grid.
+        n_features: features to keep of a grid that has more; ``None`` for all.
+
+    Returns:
+        All their layers, from shallow to deep.
+
+    Raises:
+        UserError: an unknown or repeated layer, grids that do not go from fine to coarse, an impossible number.
+    """
+    if not grids:
+        raise UserError("grids: name at least one list of layers, or null for the paper's one grid.")
+    for layers in grids:
+        available = _check_layers(backbone, layers, "grids")
+    order = list(available)
+    deepest = [order.index(layers[-1]) for layers in grids]
+    if deepest != sorted(deepest):
+        raise UserError(f"grids: go from fine to coarse: the deepest layers of {[list(g) for g in grids]} do not.")
+    if n_features is not None and n_features < 1:
+        raise UserError(f"n_features: {n_features} is less than 1.")
+    return [layer for layer in order if any(layer in layers for layers in grids)]
+
+
+def is_random(
+    backbone: str,
+    layers: Sequence[str],
+    n_features: int | None,
+    reduction: str = "random",
+    grids: Sequence[Sequence[str]] | None = None,
+) -> bool:
+    """Return whether a seed decides anything in a Padim with these arguments: all channels may be kept as they are."""
+    available = feature_layers(backbone)
+    widths = [sum(available.get(layer, 0) for layer in chosen) for chosen in grids or [layers]]
+    if grids is None:
+        return reduction == "orthogonal" or (n_features or default_n_features(backbone) or 0) < widths[0]
+    return n_features is not None and any(n_features < width for width in widths)
+
+
+def _check_layers(backbone: str, layers: Sequence[str], key: str) -> dict[str, int]:
+    available = feature_layers(backbone)
+    offer = _offer(available)
+    unknown = [layer for layer in layers if layer not in available]
+    if unknown or not layers or len(set(layers)) < len(layers):
+        problem = f"has no {', '.join(unknown)}" if unknown else f"cannot use the list {list(layers)}"
+        raise UserError(f"{key}: {backbone} {problem}. Choose from {offer}, each once.")
+    if list(layers) != sorted(layers, key=list(available).index):
+        raise UserError(f"{key}: name them from shallow to deep, as {backbone} has them: {offer}.")
+    return available
+
+
+def _offer(available: dict[str, int]) -> str:
+    return ", ".join(f"{layer} ({channels} channels)" for layer, channels in available.items())
 
 
 def _digest(folder: Path) -> str:

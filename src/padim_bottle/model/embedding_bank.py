@@ -54,6 +54,16 @@ class EmbeddingBank:
             self._file.readinto(block[image].numpy().data)
         return block
 
+    def images(self, indices: torch.Tensor) -> torch.Tensor:
+        """Return all that is kept (n, P, d) of some images."""
+        if self._batches:
+            return torch.cat(self._batches)[indices]
+        kept = torch.empty(len(indices), *self._shape)
+        for row, image in zip(kept, indices.tolist(), strict=True):
+            self._file.seek(row.nbytes * image)
+            self._file.readinto(row.numpy().data)
+        return kept
+
     def clear(self) -> None:
         """Forget the embeddings and free their memory or disk."""
         if self._file is not None:

@@ -75,6 +75,12 @@ class PatchGaussians(nn.Module):
         self.mean += shift * (batch / total)
         self.count = total
 
+    def reset(self) -> None:
+        """Forget everything: the next ``update`` is the first."""
+        self.count = 0
+        self.mean = self.mean.new_empty(0)
+        self.precision_cholesky = self.precision_cholesky.new_empty(0)
+
     def covariance(self, block: slice, count: int) -> torch.Tensor:
         """Return the regularised covariance matrices of a block of positions, before ``factorize``.
 

@@ -1,5 +1,9 @@
 """The Padim that the configs name: anomalib's, calibrated without defects."""
 
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +16,33 @@ from torch import nn
 
 from padim_bottle.errors import UserError
 from padim_bottle.model import backbone as backbones
-from padim_bottle.model.network import PadimModel, Reduction
+from padim_bottle.model.calibration import Calibration
+from padim_bottle.model.copies import exact_copies, near_copies
+from padim_bottle.model.embedding import Reduction
+from padim_bottle.model.network import PadimModel
+from padim_bottle.model.parts import Parts, check_group
 from padim_bottle.model.post_processor import CalibratedPostProcessor
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingScores:
+    """What the calibration says of each of the N training photos, in the order in which they were seen.
+
+    Attributes:
+        image_paths: N paths.
+        parts: N names of the parts that they show.
+        scores: (N,) leave-one-out scores.
+        p_values: (N,) how many of the M parts score at least as high, the photo's own counted once, over M.
+        copies: pairs of photos that show one part without saying so, and how that shows: ``exact`` or ``near``.
+    """
+
+    image_paths: list[str]
+    parts: list[str]
+    scores: torch.Tensor
+    p_values: torch.Tensor
+    copies: list[tuple[str, str, str]]
 
 
 class Padim(AnomalibPadim):
@@ -26,7 +55,14 @@ class Padim(AnomalibPadim):
         backbone: timm name with its tag, for example ``resnet18.tv_in1k``.
         layers: layers to join, from shallow to deep.
         pre_trained: use ImageNet weights; else fixed random ones (the demo).
-        n_features: features to keep of the joined channels; ``None`` for the paper's number.
+        grids: the layers of each grid, from fine to coarse: each is pooled to its deepest layer's positions and has
+            Gaussians of its own, and their distances are fused (``layers`` is then not used). ``None`` for the
+            paper's one grid. Needs ``calibration``.
+        support: a fine grid counts up to this times what the next coarser one says: 0 is the coarsest grid alone,
+            infinity all in full.
+        guided: radius in pixels of a guided filter over the map, which lets its edges follow the photo's; ``None``
+            for none.
+        n_features: features to keep of the joined channels; ``None`` for the paper's number, with ``grids`` for all.
         seed: decides everything random: the channels that are kept, or the projection.
         image_size: height and width to which images are resized; the datamodule takes it from here.
         reduction: ``random`` keeps channels (the paper's), ``orthogonal`` projects all of them.
@@ -37,6 +73,10 @@ class Padim(AnomalibPadim):
         pixel_quantile: the pixel threshold is this quantile of the leave-one-out pixels.
         position_calibration: score an image by its largest pixel, standardised at each position by how good images
             vary there; ``false`` for PaDiM's own maximum. Needs ``calibration``.
+        group: which photos show the same part and are left out together: ``None`` (each its own), ``parent-folder``,
+            or a regular expression with one group, which is searched for in the file name and names the part.
+        copies: what to do with exact and near copies among the training photos that ``group`` does not join:
+            ``warn``, ``group`` (leave them out together) or ``error``.
         checkpoint_precision: ``float16`` (a quarter of anomalib's size) or ``float32``.
         pre_processor, post_processor, evaluator, visualizer: as in anomalib.
     """
@@ -46,6 +86,9 @@ class Padim(AnomalibPadim):
         backbone: str = "resnet18.tv_in1k",
         layers: list[str] = ["layer1", "layer2", "layer3"],  # noqa: B006
         pre_trained: bool = True,
+        grids: list[list[str]] | None = None,
+        support: float = 1.0,
+        guided: int | None = None,
         n_features: int | None = None,
         seed: int = 42,
         image_size: tuple[int, int] = (256, 256),
@@ -55,6 +98,8 @@ class Padim(AnomalibPadim):
         alpha: float = 0.05,
         pixel_quantile: float = 0.9995,
         position_calibration: bool = True,
+        group: str | None = None,
+        copies: Literal["warn", "group", "error"] = "warn",
         checkpoint_precision: Literal["float16", "float32"] = "float16",
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
@@ -68,6 +113,13 @@ class Padim(AnomalibPadim):
             raise UserError(f"seed: {seed} is negative, choose 0 or more.")
         if min(image_size) < 1:
             raise UserError(f"image_size: {list(image_size)} is not a height and a width of 1 or more.")
+        if grids is not None and not calibration:
+            raise UserError("grids: they need calibration: true, which tells how far each is to be believed.")
+        if math.isnan(support) or support < 0:
+            raise UserError(f"support: {support} is not 0 or more.")
+        if guided is not None and not 1 <= guided <= (min(image_size) - 1) // 2:
+            raise UserError(f"guided: {guided} is no radius of 1 to {(min(image_size) - 1) // 2} pixels, nor null.")
+        check_group(group)
         if pre_processor is True:
             pre_processor = self.configure_pre_processor(tuple(image_size))
         if post_processor is True and calibration:
@@ -82,7 +134,10 @@ class Padim(AnomalibPadim):
         self.seed = seed
         if not backbone.startswith(backbones.LOCAL_PREFIX):
             backbone = backbones.full_name(backbone)
-        n_features = backbones.check_embedding(backbone, layers, n_features)
+        if grids is None:
+            n_features = backbones.check_embedding(backbone, layers, n_features)
+        else:
+            layers = backbones.check_grids(backbone, grids, n_features)
         if pre_trained:
             timm_name, self.weights = backbones.locate_weights(backbone)
         else:
@@ -97,8 +152,15 @@ class Padim(AnomalibPadim):
             neighborhood=neighborhood,
             position_calibration=calibration and position_calibration,
             storage_dtype=getattr(torch, checkpoint_precision),
+            grids=grids,
+            support=support,
+            guided=guided,
         )
         self.model.calibrating = calibration
+        self.group = group
+        self.copies = copies
+        self.training_scores: TrainingScores | None = None
+        self._training_paths: list[str] = []
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -108,15 +170,71 @@ class Padim(AnomalibPadim):
             arguments["limit_val_batches"] = 0
         return arguments
 
+    def on_train_start(self) -> None:
+        """Start afresh: what an earlier training or a checkpoint left must not be added to."""
+        self._is_fitted = torch.tensor([False], device=self.device)
+        self.model.reset()
+        self.training_scores = None
+        self._training_paths = []
+
+    def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Collect the embeddings of a batch, and whose they are."""
+        self._training_paths += batch.image_path or [""] * len(batch.image)
+        return super().training_step(batch, *args, **kwargs)
+
     def fit(self) -> None:
-        """Fit the Gaussians and, if asked for, calibrate; runs once, after the last training batch."""
-        if self.model.calibrating:
-            post_processor = self.post_processor
-            if not isinstance(post_processor, CalibratedPostProcessor):
-                raise UserError("calibration: true needs the post_processor of this package (leave it out or true).")
-            post_processor.calibrate(self.model.fit_and_calibrate(post_processor.pixel_quantile))
-        else:
+        """Fit the Gaussians and, if asked for, calibrate; runs once, after the last training batch.
+
+        Raises:
+            UserError: too few photos or parts, or copies where they are an error.
+        """
+        if not self.model.calibrating:
             self.model.fit()
+            return
+        post_processor = self.post_processor
+        if not isinstance(post_processor, CalibratedPostProcessor):
+            raise UserError("calibration: true needs the post_processor of this package (leave it out or true).")
+        count = self.model.gaussian.count
+        paths = self._training_paths if len(self._training_paths) == count else [""] * count
+        parts, copies = self._parts(paths)
+        calibration = self.model.fit_and_calibrate(post_processor.pixel_quantile, parts)
+        post_processor.calibrate(calibration)
+        p_values = _training_p_values(calibration, parts)
+        self.training_scores = TrainingScores(
+            paths, list(parts.names), calibration.image_scores.cpu(), p_values.cpu(), copies
+        )
+        self.model.forget_embeddings()
+
+    def leave_one_out_maps(self, images: Sequence[int]) -> torch.Tensor:
+        """Return the anomaly maps (n, H, W) of training photos, each by the Gaussians fitted without its part.
+
+        Args:
+            images: n indices into ``training_scores``; available after training, not after loading.
+        """
+        return self.model.leave_one_out_maps(torch.tensor(images)).cpu()
+
+    def _parts(self, paths: list[str]) -> tuple[Parts, list[tuple[str, str, str]]]:
+        """Return the parts of the training photos, and the copies among them that ``group`` does not join."""
+        parts = Parts.of_photos(paths, self.group)
+        exact = exact_copies(paths)
+        found = exact + near_copies(self.model.image_similarities())
+        # A photo is named once, as an exact copy if it is one.
+        new = {copy.second: copy for copy in reversed(found) if parts.names[copy.first] != parts.names[copy.second]}
+        copies = [(paths[copy.first], paths[copy.second], copy.kind) for _, copy in sorted(new.items())]
+        if not copies:
+            return parts, []
+        first, second, kind = copies[0]
+        message = (
+            f"{len(copies)} of {len(paths)} training photos are copies, or nearly so, of others, for example "
+            f"{second} of {first} ({kind}). A part photographed more than once vouches for itself: the false-alarm "
+            "rate would be higher than alpha."
+        )
+        if self.copies == "error":
+            raise UserError(f"{message} Take them out, or name the parts with group.")
+        if self.copies == "group":
+            return parts.joined((copy.first, copy.second) for copy in new.values()), copies
+        logger.warning("%s Take them out, name the parts with group, or set copies: group.", message)
+        return parts, copies
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add where the weights came from to what anomalib saves."""
@@ -140,3 +258,12 @@ class Padim(AnomalibPadim):
         """Load a checkpoint of this class or of anomalib's ``Padim``; no ImageNet weights are looked for."""
         kwargs.setdefault("pre_trained", False)
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+
+
+def _training_p_values(calibration: Calibration, parts: Parts) -> torch.Tensor:
+    """Return the share of parts that score at least as high as each image: its own part counts once."""
+    scores = calibration.image_scores
+    below = torch.searchsorted(calibration.scores, scores.contiguous())
+    as_high = len(parts) - below
+    # The own part's largest score is among those counted.
+    return as_high.float() / len(parts)

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from padim_bottle.model.copies import Copy, exact_copies, near_copies, similarity
+
+
+def test_exact_copies_are_found_by_content(tmp_path):
+    contents = [b"one", b"two", b"one", b"three", b"one"]
+    for index, content in enumerate(contents):
+        (tmp_path / f"{index}.png").write_bytes(content)
+    paths = [str(tmp_path / f"{index}.png") for index in range(5)]
+    assert exact_copies([*paths, str(tmp_path / "gone.png")]) == [Copy(0, 2, "exact"), Copy(0, 4, "exact")]
+
+
+def test_photos_that_share_what_no_other_has_are_similar():
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.logspace(-1, 1, 30)  # a few channels vary most
+    photos = torch.randn(100, 6, 30, generator=generator) * spread
+    photos[7] = photos[3] + 0.3 * torch.randn(6, 30, generator=generator) * spread
+    assert near_copies(similarity(photos)) == [Copy(3, 7, "near")]
+
+
+def test_where_every_part_has_two_photos_each_second_one_is_found():
+    generator = torch.Generator().manual_seed(0)
+    photos = torch.randn(40, 6, 30, generator=generator)
+    both = torch.cat([photos, photos + 0.3 * torch.randn(photos.shape, generator=generator)])
+    assert near_copies(similarity(both)) == [Copy(i, i + 40, "near") for i in range(40)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_photos_that_do_not_differ_at_all_give_no_nonsense(count):
+    assert near_copies(similarity(torch.ones(count, 4, 3))) == []
+
+
+@pytest.mark.real_data
+def test_second_photos_of_real_bottles_are_noticed(mvtec_root, real_weights, monkeypatch):
+    """60 training photos, each with a second one: moved by up to 2 pixels, up to 3 % brighter or darker, noisy."""
+    from padim_bottle import Padim
+
+    monkeypatch.setenv("PADIM_WEIGHTS_DIR", str(real_weights))
+    rng = np.random.default_rng(0)
+    photos = [
+        np.array(Image.open(path).convert("RGB").resize((256, 256), Image.Resampling.BILINEAR), dtype=np.float32) / 255
+        for path in sorted((mvtec_root / "bottle" / "train" / "good").glob("*.png"))[:60]
+    ]
+    second = [
+        np.roll(photo, rng.integers(-2, 3, 2), (0, 1)) * rng.uniform(0.97, 1.03) + rng.normal(0, 0.003, photo.shape)
+        for photo in photos
+    ]
+    model = Padim(evaluator=False, visualizer=False)
+    normalise = model.pre_processor.transform.transforms[-1]
+    model.model.train()
+    for batch in torch.tensor(np.array(photos + second), dtype=torch.float32).permute(0, 3, 1, 2).split(8):
+        model.model(normalise(batch))
+    found = {(copy.first, copy.second) for copy in near_copies(model.model.image_similarities())}
+    twins = {(i, i + 60) for i in range(60)}
+    assert len(found & twins) >= 40
+    assert len(found - twins) <= 3
