@@ -128,8 +128,9 @@ def _mosaic(tiles: Sequence[Sequence[Picture]], texts: Sequence[Sequence[str]]) 
     for i, row in enumerate(tiles):
         for j, tile in enumerate(row):
             top, left = i * (height + below), j * (width + gap)
-            tile = cv2.resize(tile, (width, height), interpolation=cv2.INTER_AREA)
-            page[top : top + height, left : left + width] = tile
+            page[top : top + height, left : left + width] = cv2.resize(
+                tile, (width, height), interpolation=cv2.INTER_AREA
+            )
             axes.text(left, top + height + gap / 2, texts[i][j], fontsize=7, va="top", linespacing=1.3)
     axes.imshow(page, aspect="auto")
     axes.set_axis_off()

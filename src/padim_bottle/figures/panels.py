@@ -74,7 +74,7 @@ class HeatmapScale:
         low = pixel_threshold - span
         return cls(low, low + 2.5 * span, pixel_threshold)
 
-    def colours(self, scores: NDArray[np.float32]) -> Picture:
+    def colours(self, scores: NDArray[np.floating]) -> Picture:
         """Return the RGB colours ``(..., 3)`` of raw scores ``(...)``; scores off the scale are clipped."""
         scores = np.clip(np.asarray(scores, dtype=np.float64), self.low, self.high)
         level = (scores - self.low) / max(self.high - self.low, np.finfo(np.float64).tiny)
@@ -132,7 +132,8 @@ def draw_panels(
         truth, title = image.copy(), "Ground truth" if mask.any() else "Ground truth: no defect"
         for panel in (truth, decision):
             _outline(panel, _enlarged(mask, zoom), TRUTH, unit, dashed=True)
-    return Panels(image, truth, cv2.addWeighted(grey, 0.35, heat, 0.65, 0), decision, title)
+    mixture = np.asarray(cv2.addWeighted(grey, 0.35, heat, 0.65, 0), np.uint8)
+    return Panels(image, truth, mixture, decision, title)
 
 
 def lay_out(panels: Panels, scale: HeatmapScale, caption: str) -> Picture:
@@ -216,7 +217,8 @@ def write_png(path: Path, array: Picture) -> None:
 
 def _resized(image: Picture, height: int, width: int) -> Picture:
     shrinks = image.shape[0] > height
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    way = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (width, height), interpolation=way), np.uint8)
 
 
 def _enlarged(mask: NDArray[np.bool_], zoom: int) -> NDArray[np.bool_]:
@@ -259,7 +261,7 @@ def _label_bar(
     pen: ImageDraw.ImageDraw,
     box: tuple[float, float, float, float],
     scale: HeatmapScale,
-    font: ImageFont.FreeTypeFont,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     unit: float,
 ) -> None:
     """Write the limits beside the colour bar and mark the threshold in it."""

@@ -6,6 +6,7 @@ Colours are Okabe and Ito's, and no figure needs them: markers, line styles and 
 
 from collections.abc import Callable, Sequence
 from itertools import cycle
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -231,10 +232,10 @@ def draw_confusion_matrix(run: RecordedRun) -> Drawing:
         axes.set_title(title, fontsize=11, pad=24)
         axes.tick_params(length=0, labeltop=True, labelbottom=False)
         axes.spines[:].set_visible(False)
-    counts = run.counts(run.threshold)
+    own = run.counts(run.threshold)
     caption = (
         f"At this run's own threshold, {run.threshold:.3f} ({run.metrics['thresholds']['source']}): "
-        f"{counts['true_positive']} of {labels.sum()} defective images are found, and {counts['false_positive']} of "
+        f"{own['true_positive']} of {labels.sum()} defective images are found, and {own['false_positive']} of "
         f"{(~labels).sum()} good ones raise a false alarm. What is wrong is in bold and framed."
     )
     return "Confusion matrix", caption, figure
@@ -253,7 +254,7 @@ def _two_panels() -> tuple[Figure, list[Axes]]:
     return figure, panels
 
 
-def _tidy(axes: Axes, grid: str = "x") -> None:
+def _tidy(axes: Axes, grid: Literal["x", "both"] = "x") -> None:
     axes.grid(axis=grid, color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
