@@ -25,6 +25,9 @@ class PublishedRow(NamedTuple):
 
 
 DEFECTIVE_ONLY = "its AUPRO averages over the defective images alone, ours over all: with all of them it is lower"
+AT_THE_MASKS_SIZE = (
+    "measured by AUPIMO's authors, on maps enlarged to the masks' 900 x 900 pixels, which hardly moves a figure"
+)
 
 PUBLISHED = (
     PublishedRow(
@@ -44,6 +47,26 @@ PUBLISHED = (
     PublishedRow(
         "PatchCore (Roth et al. 2022)", "Wide ResNet-50-2", "224", DEFECTIVE_ONLY,
         image_AUROC=1.000, pixel_AUROC=0.985, pixel_AUPRO=0.971,
+    ),
+    PublishedRow(
+        "PaDiM (Bertoldo et al. 2024)", "ResNet-18", "", AT_THE_MASKS_SIZE,
+        pixel_AUROC=0.9819, pixel_AUPRO=0.9473, pixel_AUPIMO=0.638,
+    ),
+    PublishedRow(
+        "PaDiM (Bertoldo et al. 2024)", "Wide ResNet-50-2", "", AT_THE_MASKS_SIZE,
+        pixel_AUROC=0.9831, pixel_AUPRO=0.9514, pixel_AUPIMO=0.830,
+    ),
+    PublishedRow(
+        "PatchCore (Bertoldo et al. 2024)", "Wide ResNet-50-2", "", AT_THE_MASKS_SIZE,
+        pixel_AUROC=0.9841, pixel_AUPRO=0.9393, pixel_AUPIMO=0.989,
+    ),
+    PublishedRow(
+        "RD++ (Bertoldo et al. 2024)", "Wide ResNet-50-2", "", AT_THE_MASKS_SIZE,
+        pixel_AUROC=0.9879, pixel_AUPRO=0.9648, pixel_AUPIMO=0.914,
+    ),
+    PublishedRow(
+        "EfficientAD-S (Bertoldo et al. 2024)", "PDN", "", AT_THE_MASKS_SIZE,
+        pixel_AUROC=0.9887, pixel_AUPRO=0.9464, pixel_AUPIMO=0.857,
     ),
     PublishedRow("EfficientAD-M (Batzner et al. 2024)", "PDN", "256", image_AUROC=1.000, pixel_AUPRO=0.957),
     PublishedRow(
