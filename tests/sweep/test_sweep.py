@@ -181,6 +181,14 @@ def test_a_grid_names_its_experiments(workplace, capsys):
     assert f"to do  results/{NAME},n_features=20,layers=layer1+layer2/seed_4" in lines
 
 
+def test_a_model_without_anything_random_is_run_once(workplace, capsys):
+    overrides = {"model.init_args.grids": [[["layer1"], ["layer2"]]], "model.init_args.n_features": None}
+    assert sweep_command([*write_sweep("grids.yaml", seeds="5-9", overrides=overrides), "--dry-run"]) == 0
+    *lines, total = capsys.readouterr().out.splitlines()
+    assert total == "1 runs, 0 of them done"
+    assert lines[0].endswith("/seed_5")
+
+
 def test_two_keys_with_the_same_end_are_spelled_in_full():
     assert name_suffix({"a.b.size": 3, "a.c.size": "x/y"}) == ",a.b.size=3,a.c.size=x-y"
 

@@ -22,7 +22,7 @@ from padim_bottle.data.mvtec import MVTecAD
 from padim_bottle.errors import UserError
 from padim_bottle.experiment.config_check import check_config
 from padim_bottle.experiment.results_writer import ResultsWriter, dump_config
-from padim_bottle.model.backbone import LOCAL_PREFIX, Weights, default_n_features, locate_weights
+from padim_bottle.model.backbone import LOCAL_PREFIX, Weights, default_n_features, is_random, locate_weights
 
 logging.getLogger("anomalib.cli").setLevel(logging.ERROR)
 
@@ -84,6 +84,15 @@ class ExperimentCLI(AnomalibCLI):
             if re.fullmatch(r"padim_bottle\.(.+\.)?ResultsWriter", callback.class_path):
                 return callback.init_args
         raise UserError(f"{self._file}: it has no padim_bottle.ResultsWriter among its callbacks, so no results.")
+
+    @property
+    def is_random(self) -> bool:
+        """Whether a seed decides anything; not in a Padim that keeps all channels as they are."""
+        model = self.settings.model
+        if not model.class_path.startswith("padim_bottle."):
+            return True
+        chosen = model.init_args
+        return is_random(chosen.backbone, chosen.layers, chosen.n_features, chosen.reduction, chosen.grids)
 
     def choose(self, seed: int | None = None, experiment: str | None = None, results: Path | None = None) -> None:
         """Override the seed, the name of the results folder, and the folder of all results; ``None`` leaves them."""

@@ -178,6 +178,8 @@ def is_random(
     grids: Sequence[Sequence[str]] | None = None,
 ) -> bool:
     """Return whether a seed decides anything in a Padim with these arguments: all channels may be kept as they are."""
+    if not backbone.startswith(LOCAL_PREFIX):
+        backbone = full_name(backbone)
     available = feature_layers(backbone)
     widths = [sum(available.get(layer, 0) for layer in chosen) for chosen in grids or [layers]]
     if grids is None:

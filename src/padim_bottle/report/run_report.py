@@ -17,6 +17,7 @@ from padim_bottle.figures.gallery import RunFigure, draw_figures, save_figures
 from padim_bottle.figures.panels import encode_jpeg, read_strip
 from padim_bottle.figures.scores import is_skewed
 from padim_bottle.files import write_whole
+from padim_bottle.model.calibration import false_alarm_range
 from padim_bottle.report.page import (
     COLUMNS,
     METRICS_NOTE,
@@ -32,7 +33,6 @@ from padim_bottle.report.page import (
 from padim_bottle.runs.finished import (
     RecordedRun,
     Reference,
-    false_alarm_range,
     read_recorded_run,
     reference_thresholds,
     spell_alpha,

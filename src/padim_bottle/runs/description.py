@@ -14,6 +14,7 @@ from lightning import LightningModule
 from padim_bottle.data.layout import fingerprint
 from padim_bottle.evaluation.metrics import Thresholds
 from padim_bottle.model.backbone import LOCAL_PREFIX, Weights, locate_weights
+from padim_bottle.model.calibration import false_alarm_range
 
 
 def run_seed(pl_module: LightningModule) -> int | None:
@@ -104,12 +105,17 @@ def describe_calibration(pl_module: LightningModule) -> dict[str, Any] | None:
     scores = getattr(post_processor, "calibration_scores", None)
     if scores is None or not len(scores):
         return None
+    told = getattr(pl_module, "training_scores", None)
     return {
         "method": "leave-one-out over the training images",
         "alpha": post_processor.alpha,
+        # 95 % of models calibrated on so many parts have a false-alarm rate between these.
+        "false_alarm_rate_range": list(false_alarm_range(len(scores), post_processor.alpha)),
         "pixel_quantile": post_processor.pixel_quantile,
         "position_calibration": pl_module.model.position_calibration,
-        "training_images": len(scores),
+        "training_images": len(scores) if told is None else len(told.image_paths),
+        "parts": len(scores),
+        "copies": [] if told is None else [list(pair) for pair in told.copies],
         "false_alarm_rate_of_training_images": float((scores >= post_processor.image_threshold).float().mean()),
         "scores": [float(score) for score in scores],
     }

@@ -5,7 +5,6 @@ Metrics and predictions are in files that people read; what else the figures nee
 """
 
 import json
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import scipy  # its submodules are loaded when they are first used
 import torch
 
 from padim_bottle.errors import UserError
@@ -216,21 +214,6 @@ def strip_path(picture: Path) -> Path:
 def spell_alpha(alpha: float) -> str:
     """Return a false-alarm rate as it is named everywhere: ``alpha = 5 %``."""
     return f"alpha = {100 * alpha:g} %"
-
-
-def false_alarm_range(count: int, alpha: float) -> tuple[float, float]:
-    """Return the range of the true false-alarm rate for 95 % of the training sets of one size.
-
-    For a threshold at the r-th smallest of N independent scores, the share of new scores above it varies from one
-    training set to the next as Beta(N + 1 - r, r). Leave-one-out scores are not independent, but nearly so.
-
-    Args:
-        count: N, the number of scores.
-        alpha: wanted false-alarm rate.
-    """
-    rank = min(math.ceil((count + 1) * (1 - alpha) - 1e-9), count)
-    low, high = scipy.stats.beta(count + 1 - rank, rank).interval(0.95)
-    return float(low), float(high)
 
 
 def reference_thresholds(run: RecordedRun) -> tuple[list[Reference], list[str]]:

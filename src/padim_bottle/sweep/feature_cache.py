@@ -93,7 +93,13 @@ class FeatureCache:
         def keep(batch: ImageBatch, _loader: int) -> ImageBatch:
             kept = copy.copy(batch)
             if network.training:
-                kept.image = torch.zeros(1).expand(batch.image.shape)  # its features are all that is needed
+                # Its features are all that is needed, but for the guided filter.
+                guided = network.guided is not None
+                kept.image = (
+                    self._to_disk({"image": batch.image})["image"]
+                    if guided
+                    else torch.zeros(1).expand(batch.image.shape)
+                )
                 self._train_batches.append(kept)
             else:
                 for name, tensor in self._to_disk({"image": batch.image, "gt_mask": batch.gt_mask}).items():

@@ -89,7 +89,8 @@ def plan(settings: SweepSettings) -> list[Run]:
         )
         parsed = ExperimentCLI(config, overrides)
         name, root = parsed.writer_settings.experiment + name_suffix(chosen), Path(settings.results)
-        for seed in seeds:
+        # A model without anything random has the same figures for every seed.
+        for seed in seeds if parsed.is_random else seeds[:1]:
             parsed.choose(seed, name, root)
             runs.append(Run(config, overrides, root, name, seed, parsed.config_sha256()))
     folder, times = Counter(run.folder for run in runs).most_common(1)[0]
