@@ -1,7 +1,8 @@
 """PaDiM on MVTec AD 'bottle' with Anomalib.
 
-``padim_bottle.Padim``, ``padim_bottle.MVTecAD``, ``padim_bottle.SyntheticBottles`` and ``padim_bottle.ResultsWriter``
-are what the configs name. They are loaded when they are first asked for: importing this package is cheap.
+``padim_bottle.Padim``, ``padim_bottle.MVTecAD``, ``padim_bottle.Photos``, ``padim_bottle.SyntheticBottles`` and
+``padim_bottle.ResultsWriter`` are what the configs name. They are loaded when they are first asked for: importing this
+package is cheap.
 """
 
 from importlib import import_module
@@ -13,12 +14,13 @@ __version__ = version("padim-bottle")
 _HOMES = {
     "Padim": "padim_bottle.model.padim",
     "MVTecAD": "padim_bottle.data.mvtec",
+    "Photos": "padim_bottle.data.photos",
     "SyntheticBottles": "padim_bottle.data.synthetic",
     "ResultsWriter": "padim_bottle.experiment.results_writer",
     "MLFlowLogger": "padim_bottle.experiment.loggers",
 }
 
-__all__ = ["MLFlowLogger", "MVTecAD", "Padim", "ResultsWriter", "SyntheticBottles"]
+__all__ = ["MLFlowLogger", "MVTecAD", "Padim", "Photos", "ResultsWriter", "SyntheticBottles"]
 
 
 def __getattr__(name: str) -> Any:

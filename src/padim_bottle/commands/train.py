@@ -3,17 +3,22 @@
 import argparse
 import atexit
 import gc
+import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from padim_bottle.commands.arguments import new_parser
-from padim_bottle.errors import UnavailableError, run_command
+from padim_bottle.errors import UnavailableError, UserError, run_command
 
 DEFAULT_CONFIG = Path("configs/padim_resnet18.yaml")
 
 TRAIN_HELP = """\
 Train and test one experiment, and write its results.
+
+With photos of your own, a folder of good parts is enough:
+  --photos FOLDER [--test FOLDER] [--experiment NAME]
 
 Any key of the YAML can be overridden in anomalib's own spelling, for example
   --model.init_args.n_features 150 --data.init_args.category transistor --trainer.accelerator cpu
@@ -34,6 +39,14 @@ def train_command(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="decides everything random; overrides the YAML's")
     parser.add_argument("--experiment", help="name of the results folder; overrides the YAML's")
     parser.add_argument("--results", type=Path, help="folder of all results; overrides the YAML's")
+    parser.add_argument("--photos", type=Path, metavar="FOLDER", help="train on these photos of good parts")
+    parser.add_argument(
+        "--test", type=Path, metavar="FOLDER", help="test on these: a folder a defect type, and 'good' for good parts"
+    )
+    parser.add_argument(
+        "--group", help="which photos show one part: a regular expression with one group on the file name, or "
+        "parent-folder",
+    )  # fmt: skip
     parser.add_argument(
         "--fallback", type=Path, metavar="CONFIG", help="run this instead where data or weights cannot be had"
     )
@@ -48,8 +61,14 @@ def train_command(arguments: Sequence[str] | None = None) -> int:
 def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from padim_bottle.experiment.train import train
 
+    experiment = options.experiment
+    if options.photos is not None:
+        overrides = [*_overrides_for(options), *overrides]
+        experiment = experiment or re.sub(r"[^\w. +=,-]", "_", options.photos.resolve().name).lstrip(".") or "photos"
+    elif options.test is not None or options.group is not None:
+        raise UserError("--test and --group belong to --photos; a config names them in its data and its model.")
     try:
-        train(options.config, overrides, options.seed, options.experiment, options.results)
+        train(options.config, overrides, options.seed, experiment, options.results)
     except UnavailableError as error:
         if options.fallback is None:
             raise
@@ -57,6 +76,17 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         train(options.fallback, [], options.seed, None, options.results)
         print(_banner("This was the demo, not the experiment.", options.fallback), file=sys.stderr)
     return 0
+
+
+def _overrides_for(options: argparse.Namespace) -> list[str]:
+    """Return what replaces a config's data by a folder of photos."""
+    data = {"class_path": "padim_bottle.Photos", "init_args": {"folder": str(options.photos)}}
+    if options.test is not None:
+        data["init_args"]["test"] = str(options.test)
+    if options.group == "parent-folder":
+        data["init_args"]["subfolders"] = True
+    group = [] if options.group is None else ["--model.init_args.group", options.group]
+    return ["--data", json.dumps(data), *group]
 
 
 def _banner(message: str, config: Path) -> str:

@@ -202,6 +202,11 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(path for path in images if not path.is_dir())
 
 
+def files_in(folder: Path) -> list[Path]:
+    """Return everything in a folder that is no folder, sorted."""
+    return sorted(path for path in _entries(folder) if not path.is_dir())
+
+
 def _entries(folder: Path) -> Iterable[Path]:
     try:
         entries = [path for path in folder.iterdir() if not path.name.startswith(".")]

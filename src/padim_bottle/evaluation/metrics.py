@@ -26,7 +26,7 @@ GOOD = "good"
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a model said about N test images, and the ground truth.
+    """What a model said about N test images (N may be 0), and the ground truth.
 
     image_paths: N paths.
     defect_types: N names, 'good' or the defect's.
@@ -35,6 +35,8 @@ class Predictions:
     anomaly_maps: (N, H, W) float32, raw pixel scores, or None.
     masks: (N, H, W) bool, True on a defect, or None. A defective image may have an empty mask (its pixels
         then count as normal), a good image may not have any other.
+    unmasked: (N,) bool, True for a defective image whose mask is not known, or None: all are known. Pixel metrics
+        leave such an image out.
 
     Raises ValueError for shapes that do not fit together and UserError, naming the first image at fault,
     for scores that are not finite and for ground truth that contradicts itself.
@@ -46,6 +48,7 @@ class Predictions:
     scores: np.ndarray
     anomaly_maps: np.ndarray | None = None
     masks: np.ndarray | None = None
+    unmasked: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.image_paths)
@@ -67,8 +70,6 @@ class Predictions:
         if maps is not None and masks is not None and maps.shape != masks.shape:
             raise ValueError(f"anomaly_maps {maps.shape} and masks {masks.shape} differ in shape")
 
-        if n == 0:
-            raise UserError("There are no predictions to evaluate: the test set is empty.")
         self._refuse(~np.isfinite(self.scores), "its anomaly score is not a finite number")
         self._refuse(
             self.labels != (np.array(self.defect_types) != GOOD),
@@ -79,6 +80,27 @@ class Predictions:
             self._refuse(~finite, "its anomaly map holds values that are not finite numbers")
         if self.masks is not None:
             self._refuse(self.masks.any(axis=(1, 2)) & ~self.labels, "it is labelled good but its mask marks a defect")
+
+    def with_masks(self) -> "Predictions | None":
+        """Return the predictions on images whose masks are known; ``None`` where that leaves no good or defective one.
+
+        Without defective images at all the good ones are returned, for what their pixels tell.
+        """
+        if self.anomaly_maps is None or self.masks is None or not len(self.labels):
+            return None
+        if self.unmasked is None or not self.unmasked.any():
+            return self
+        known = ~self.unmasked
+        if not self.labels[known].any():
+            return None
+        return Predictions(
+            [path for path, kept in zip(self.image_paths, known, strict=True) if kept],
+            [name for name, kept in zip(self.defect_types, known, strict=True) if kept],
+            self.labels[known],
+            self.scores[known],
+            self.anomaly_maps[known],
+            self.masks[known],
+        )
 
     def _refuse(self, faulty: np.ndarray, reason: str) -> None:
         if faulty.any():
@@ -123,19 +145,22 @@ def evaluate(predictions: Predictions, thresholds: Thresholds) -> dict[str, Any]
     defects = sorted(set(predictions.defect_types) - {GOOD})
     scores, labels = predictions.scores.astype(np.float64), predictions.labels
     good_scores = np.sort(scores[~labels])
+    with_masks = predictions.with_masks()
 
     image_curve = trace_curve([good_scores], scores[labels])
-    pixel_curves = _trace_pixels(predictions)
+    pixel_curves = {} if with_masks is None else _trace_pixels(with_masks)
     overlaps = _image_overlaps(predictions)
     image = _areas(image_curve)
     pixel = _areas(pixel_curves.get(None))
-    image_counts = None if thresholds.image is None else confusion_matrix(scores >= thresholds.image, labels)
+    image_counts = None
+    if thresholds.image is not None and len(labels):
+        image_counts = confusion_matrix(scores >= thresholds.image, labels)
     best_counts = None
     if image_curve is not None:
         best_counts = confusion_matrix(scores > image_curve.f1_max[1], labels)
     pixel_counts = None
-    if predictions.anomaly_maps is not None and predictions.masks is not None and thresholds.pixel is not None:
-        pixel_counts = confusion_matrix(_at_least(predictions.anomaly_maps, thresholds.pixel), predictions.masks)
+    if with_masks is not None and thresholds.pixel is not None:
+        pixel_counts = confusion_matrix(_at_least(with_masks.anomaly_maps, thresholds.pixel), with_masks.masks)
 
     per_defect = {}
     for defect in defects:
@@ -217,8 +242,6 @@ def predictions_table(
 
 def _trace_pixels(predictions: Predictions) -> dict[str | None, Curve | None]:
     """Trace the pixels' curve for each defect type against the good images, and for all of them (None)."""
-    if predictions.anomaly_maps is None or predictions.masks is None:
-        return {}
     types = np.array(predictions.defect_types)
     normal: dict[str, np.ndarray] = {}
     defective: dict[str, np.ndarray] = {}

@@ -17,8 +17,8 @@ from lightning import seed_everything
 from lightning.pytorch.cli import instantiate_class
 from torch import nn
 
-from padim_bottle.data.layout import fingerprint
 from padim_bottle.data.mvtec import MVTecAD
+from padim_bottle.data.samples import describe
 from padim_bottle.errors import UserError
 from padim_bottle.experiment.config_check import check_config
 from padim_bottle.experiment.results_writer import ResultsWriter, dump_config
@@ -110,9 +110,11 @@ class ExperimentCLI(AnomalibCLI):
     def data_fingerprint(self) -> str | None:
         """Return the fingerprint of the data that lie on this disk, or ``None`` where there are none."""
         data = instantiate_class((), self.settings.data.as_dict())
-        if not Path(data.root, data.category).is_dir():
+        try:
+            data.setup()
+        except Exception:  # each data module has its own way to say that its files are not there
             return None
-        return fingerprint(data.root, data.category)
+        return describe(data).fingerprint
 
     # --- Building it ---
 

@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import SaveConfigCallback
 
+from padim_bottle.data.photos import Photos
+from padim_bottle.data.samples import DataDescription, describe
 from padim_bottle.errors import UserError
 from padim_bottle.evaluation.metrics import Predictions, evaluate, predictions_table
 from padim_bottle.experiment.loggers import log_results
@@ -30,7 +33,6 @@ from padim_bottle.files import write_whole
 from padim_bottle.runs import environment
 from padim_bottle.runs.description import (
     describe_calibration,
-    describe_data,
     describe_model,
     describe_weights,
     run_seed,
@@ -41,6 +43,9 @@ from padim_bottle.runs.folder import partial_folder, picture_path, publish, remo
 
 logger = logging.getLogger(__name__)
 
+ODDEST = 15
+"""Of a folder of photos, this many training photos are drawn: those that look least like the others."""
+
 IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
@@ -48,9 +53,14 @@ IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 class ResultsWriter(Callback):
     """Writes ``<root>/<experiment>/seed_<n>/`` once a model was trained and tested, from YAML or Python alike.
 
+    Any data module of anomalib's will do that has a table of samples. A calibrated model needs no test images: without
+    them everything is written after the training.
+
     The folder holds ``config.yaml`` (as resolved), ``metrics.json``, ``predictions.csv``, ``model.ckpt``,
-    ``images/<defect>/<name>.png``, ``figures/`` and ``report.html``. It is written under a hidden name and renamed when
-    it is whole. A finished run that says something else and stands in its place is kept as ``seed_<n>.previous_<k>``.
+    ``images/<defect>/<name>.png``, ``figures/`` and ``report.html``, and of a calibrated model ``training_photos.csv``:
+    the leave-one-out scores of the training images, the oddest first. It is written under a hidden name and renamed
+    when it is whole. A finished run that says something else and stands in its place is kept as
+    ``seed_<n>.previous_<k>``.
 
     It reads raw scores: Lightning calls it before the model's own post-processor normalises them.
 
@@ -80,6 +90,7 @@ class ResultsWriter(Callback):
         self.features_from_seed: int | None = None
         self.folder: Path | None = None
         self.metrics: dict[str, Any] | None = None
+        self._data: DataDescription | None = None
         self._partial: Path | None = None
         self._seconds: dict[str, float] = {}
         self._started: dict[str, float] = {}
@@ -87,9 +98,12 @@ class ResultsWriter(Callback):
     # --- Lightning's hooks, in the order in which they are called ---
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make the hidden folder before any work is done, so that a place that cannot be written fails first."""
+        """Describe the data and make the hidden folder before any work is done, so that what cannot be fails first."""
         if self._partial is not None:  # the test that follows the training
             return
+        if stage == "test" and self._data is not None and not self._data.defect_types:
+            return  # all was written after the training
+        self._data = describe(trainer.datamodule)
         self.metrics, self._seconds, self._started = None, {}, {}
         self._start("total")
         environment.start_measuring(trainer.strategy.root_device)
@@ -105,12 +119,11 @@ class ResultsWriter(Callback):
         self._partial = partial
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse to train where there is nothing to test on, for then there would be no results."""
-        datamodule = trainer.datamodule
-        if datamodule is not None and not len(datamodule.test_data):
+        """Refuse to train a model that needs test images where there are none."""
+        if not self._data.defect_types and getattr(pl_module.post_processor, "calibration_scores", None) is None:
             raise UserError(
-                f"There are no test images of '{datamodule.category}' in {datamodule.root}: put good photos "
-                "that were not trained on, at least one, into its folder test/good."
+                f"There are no test images of '{self._data.category}', and this model has no threshold without them: "
+                "add some, or use padim_bottle.Padim with calibration: true."
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -129,9 +142,18 @@ class ResultsWriter(Callback):
         """Stop the clock of the training phase."""
         self._stop("train")
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write everything where there is nothing to test on: Lightning passes over such a test."""
+        if not self._data.defect_types:
+            self._begin(trainer, pl_module)
+            self._finish(trainer, pl_module)
+
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Get ready to collect predictions and to draw them beside the test loop."""
         self._start("test")
+        self._begin(trainer, pl_module)
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._paths: list[str] = []
         self._labels: list[torch.Tensor] = []
         self._scores: list[torch.Tensor] = []
@@ -176,10 +198,10 @@ class ResultsWriter(Callback):
                 self._drawings.append(
                     self._pool.submit(
                         self._draw,
-                        picture_path(Path(path), self._pictures),
+                        picture_path(Path(self._data.defect_types[path], Path(path).name), self._pictures),
                         pictures[i],
                         maps[i],
-                        masks[i],
+                        None if path in self._data.unmasked else masks[i],
                         scale,
                         float(scores[i]),
                         None if p_values is None else float(p_values[i]),
@@ -189,6 +211,10 @@ class ResultsWriter(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate, write everything, and give the folder its name."""
         self._stop("test")
+        self._finish(trainer, pl_module)
+
+    def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._review(trainer, pl_module)
         self._start("draw")
         for drawing in self._drawings:
             drawing.result()
@@ -196,20 +222,22 @@ class ResultsWriter(Callback):
         self._stop("draw")
 
         self._start("evaluate")
+        scores = torch.cat([torch.empty(0), *self._scores])
         predictions = Predictions(
-            image_paths=[str(path) for path in self._paths],
-            defect_types=[Path(path).parent.name for path in self._paths],
-            labels=torch.cat(self._labels).numpy(),
+            image_paths=self._paths,
+            defect_types=[self._data.defect_types[path] for path in self._paths],
+            labels=torch.cat([torch.empty(0, dtype=torch.bool), *self._labels]).numpy(),
             # As float64 the file holds every digit: >= threshold gives the same labels again.
-            scores=torch.cat(self._scores).double().numpy(),
-            anomaly_maps=np.concatenate(self._maps),
-            masks=np.concatenate(self._masks),
+            scores=scores.double().numpy(),
+            anomaly_maps=np.concatenate(self._maps) if self._maps else None,
+            masks=np.concatenate(self._masks) if self._masks else None,
+            unmasked=np.array([path in self._data.unmasked for path in self._paths], dtype=bool),
         )
         self._maps, self._masks = [], []  # they would take as much memory again
         metrics = evaluate(predictions, self._thresholds)
         self._stop("evaluate")
 
-        p_values = _p_values(pl_module, torch.cat(self._scores))
+        p_values = _p_values(pl_module, scores)
         table = predictions_table(predictions, self._thresholds, p_values)
         table.to_csv(self._partial / "predictions.csv", index=False)
         config = self._write_config(trainer)
@@ -233,6 +261,8 @@ class ResultsWriter(Callback):
             if trainer.progress_bar_callback is not None:
                 trainer.progress_bar_callback.teardown(trainer, pl_module, stage)
             print_summary(self.metrics, self.folder)
+        if stage == "test":
+            self._data = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no half-written result behind."""
@@ -249,12 +279,39 @@ class ResultsWriter(Callback):
 
     # --- Parts of the result ---
 
+    def _review(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what the calibration tells of the training photos; of a plain folder of them, draw the oddest."""
+        training = getattr(pl_module, "training_scores", None)
+        if training is None:
+            return
+        table = pd.DataFrame(
+            {
+                "image_path": training.image_paths,
+                "part": training.parts,
+                "score": training.scores.double().cpu().numpy(),
+                "p_value": training.p_values.double().cpu().numpy(),
+            }
+        ).sort_values("score", ascending=False, kind="stable")
+        table.to_csv(self._partial / "training_photos.csv", index=False)
+        if not self.images or not isinstance(trainer.datamodule, Photos):
+            return
+        oddest, data = table.head(ODDEST), trainer.datamodule.train_data
+        maps = pl_module.leave_one_out_maps(list(oddest.index)).float().cpu().numpy()
+        scale = self._heatmap_scale(pl_module, maps)
+        row_of = {path: row for row, path in enumerate(data.samples["image_path"])}
+        for photo, anomaly_map in zip(oddest.itertuples(), maps, strict=True):
+            picture = (data[row_of[photo.image_path]].image * 255).round().byte().permute(1, 2, 0).numpy()
+            target = picture_path(Path("train", Path(photo.image_path).name), self._pictures)
+            self._drawings.append(
+                self._pool.submit(self._draw, target, picture, anomaly_map, None, scale, photo.score, photo.p_value)
+            )
+
     def _draw(
         self,
         target: Path,
         picture: np.ndarray,
         anomaly_map: np.ndarray,
-        mask: np.ndarray,
+        mask: np.ndarray | None,
         scale: HeatmapScale,
         score: float,
         p_value: float | None,
@@ -287,7 +344,7 @@ class ResultsWriter(Callback):
         return {
             "experiment": self.experiment,
             "seed": run_seed(pl_module),
-            "data": describe_data(trainer.datamodule),
+            "data": self._data.as_dict(),
             "weights": describe_weights(pl_module),
             "model": describe_model(pl_module),
         }

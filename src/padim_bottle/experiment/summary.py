@@ -36,9 +36,16 @@ def print_summary(metrics: dict[str, Any], folder: Path, console: Console | None
         console.print(
             "[bold]Demonstration: synthetic bottles or random weights. These figures say nothing about MVTec AD.[/bold]"
         )
-    console.print(_metrics_table(metrics, with_published=real and metrics["data"]["category"] == "bottle"))
+    console.print(
+        _metrics_table(
+            metrics,
+            with_published=real and (metrics["data"]["name"], metrics["data"]["category"]) == ("MVTec AD", "bottle"),
+        )
+    )
     if metrics["confusion_matrix"] is not None:
         console.print(_threshold_sentences(metrics))
+    for sentence in metrics["data"].get("left_out", []):
+        console.print(sentence, highlight=False)
     if metrics["per_defect"]:
         console.print(_defects_table(metrics["per_defect"]))
     for name in ("report.html", "metrics.json", "predictions.csv", "images", "figures", "config.yaml", "model.ckpt"):

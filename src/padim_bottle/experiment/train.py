@@ -87,7 +87,11 @@ def run(experiment: "ExperimentCLI") -> None:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     # Before training starts, and not in the middle of Lightning's preparations, data are fetched and checked.
-    experiment.datamodule.prepare_data()
+    try:
+        experiment.datamodule.prepare_data()
+        experiment.datamodule.setup()
+    except (OSError, ValueError, RuntimeError) as error:  # each of anomalib's data modules has its own
+        raise UserError(f"data: {' '.join(str(error).split())}") from error
     engine = experiment.engine
     for attempt in range(_ATTEMPTS):
         try:

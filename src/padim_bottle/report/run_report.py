@@ -146,7 +146,9 @@ def _metrics_table(run: RecordedRun, seed: str) -> dict[str, Any]:
     shown = dict(metrics) if metrics["calibration"] else {**metrics, "image_F1Score": None}
     setup = describe_setup(metrics["weights"]["name"], metrics["model"].get("image_size"))
     row = OwnRow(f"{metrics['experiment']}, {seed}", setup, [spell(shown.get(name)) for name in COLUMNS])
-    return metrics_table([row], run.is_real() and metrics["data"]["category"] == "bottle")
+    return metrics_table(
+        [row], run.is_real() and (metrics["data"]["name"], metrics["data"]["category"]) == ("MVTec AD", "bottle")
+    )
 
 
 def _defects_table(per_defect: dict[str, Any]) -> dict[str, Any]:

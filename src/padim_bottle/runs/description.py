@@ -1,4 +1,4 @@
-"""What the record of a run says about its model: seed, data, weights, thresholds, calibration."""
+"""What the record of a run says about its model: seed, weights, thresholds, calibration."""
 
 import os
 import sys
@@ -11,7 +11,6 @@ import torch
 from anomalib.data.utils import ValSplitMode
 from lightning import LightningModule
 
-from padim_bottle.data.layout import fingerprint
 from padim_bottle.evaluation.metrics import Thresholds
 from padim_bottle.model.backbone import LOCAL_PREFIX, Weights, locate_weights
 from padim_bottle.model.calibration import false_alarm_range
@@ -53,21 +52,6 @@ def run_thresholds(pl_module: LightningModule, datamodule: Any = None) -> Thresh
     values = [post_processor.image_threshold.item(), post_processor.pixel_threshold.item()]
     image, pixel = (value if np.isfinite(value) else None for value in values)
     return Thresholds(image, pixel, source)
-
-
-def describe_data(datamodule: Any) -> dict[str, Any]:
-    """Return what names the data of a run: kind, category, numbers of images, digest of the content."""
-    digest = getattr(datamodule, "fingerprint", None)
-    if digest is None and hasattr(datamodule, "root"):
-        digest = fingerprint(datamodule.root, datamodule.category)
-    return {
-        "name": getattr(datamodule, "title", "MVTec AD"),
-        "category": datamodule.category,
-        "synthetic": getattr(datamodule, "synthetic", False),
-        "train_images": len(datamodule.train_data),
-        "test_images": len(datamodule.test_data),
-        "fingerprint": digest,
-    }
 
 
 def describe_model(pl_module: LightningModule) -> dict[str, Any]:

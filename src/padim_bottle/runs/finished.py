@@ -107,20 +107,22 @@ def save_data(
 
     Args:
         path: where to.
-        predictions: with maps and masks; ``None`` for a run without test images.
+        predictions: with maps and masks, as far as there are any; ``None`` for a run without test images.
         pixel_threshold: raw score from which a pixel is called anomalous.
         map_mean: (H, W) mean of the training images' leave-one-out maps; (0,) if there are none.
         map_std: (H, W) their standard deviation; (0,) if there are none.
     """
     arrays = {"map_mean": np.float32(map_mean), "map_std": np.float32(map_std)}
-    if predictions is not None:
-        curves = list(_pro_curves(predictions))
+    with_masks = None if predictions is None else predictions.with_masks()
+    if with_masks is not None:
+        curves = list(_pro_curves(with_masks))
         arrays["pro_names"] = np.array([name for name, *_ in curves], dtype=np.str_)
         arrays |= {f"pro_{i}": np.float32([fpr, overlap]) for i, (_, fpr, overlap) in enumerate(curves)}
         if pixel_threshold is not None:
             maps, masks = predictions.anomaly_maps, predictions.masks
             called = maps >= pixel_threshold
-            defective, normal = masks.sum(axis=(1, 2)), (~masks).sum(axis=(1, 2))
+            known = 1.0 if predictions.unmasked is None else np.where(predictions.unmasked, np.nan, 1.0)
+            defective, normal = known * masks.sum(axis=(1, 2)), known * (~masks).sum(axis=(1, 2))
             with np.errstate(invalid="ignore"):
                 arrays["covered"] = np.float32((called & masks).sum(axis=(1, 2)) / defective)
                 arrays["spilled"] = np.float32((called & ~masks).sum(axis=(1, 2)) / normal)

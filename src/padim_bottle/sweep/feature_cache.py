@@ -11,10 +11,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from anomalib.data import ImageBatch
+from anomalib.data import AnomalibDataModule, ImageBatch
 from torch.utils.data import DataLoader
 
-from padim_bottle.data.mvtec import MVTecAD
 from padim_bottle.errors import UserError
 from padim_bottle.experiment.cli import ExperimentCLI
 from padim_bottle.model.padim import Padim
@@ -82,7 +81,7 @@ class FeatureCache:
         self._train_batches: list[ImageBatch] = []
         self._test_batches: list[ImageBatch] = []
 
-    def _record(self, network: torch.nn.Module, datamodule: MVTecAD) -> None:
+    def _record(self, network: torch.nn.Module, datamodule: AnomalibDataModule) -> None:
         forward = network.feature_extractor.forward
 
         def record(images: torch.Tensor) -> Features:
@@ -102,7 +101,9 @@ class FeatureCache:
                 )
                 self._train_batches.append(kept)
             else:
-                for name, tensor in self._to_disk({"image": batch.image, "gt_mask": batch.gt_mask}).items():
+                tensors = {name: getattr(batch, name) for name in ("image", "gt_mask")}
+                known = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+                for name, tensor in self._to_disk(known).items():
                     setattr(kept, name, tensor)
                 self._test_batches.append(kept)
             return batch
@@ -111,7 +112,7 @@ class FeatureCache:
         network.feature_extractor.forward = record
         datamodule.on_before_batch_transfer = keep
 
-    def _replay(self, network: torch.nn.Module, datamodule: MVTecAD) -> None:
+    def _replay(self, network: torch.nn.Module, datamodule: AnomalibDataModule) -> None:
         remaining = iter(self._features)
 
         def replay(images: torch.Tensor) -> Features:
@@ -154,7 +155,7 @@ def can_share(experiment: ExperimentCLI) -> bool:
     return (
         isinstance(model, Padim)
         and model.model.calibrating  # else there is a pass over validation images as well
-        and isinstance(data, MVTecAD)
+        and isinstance(data, AnomalibDataModule)
         and data.train_augmentations is None
         and data.test_augmentations is None
         and trainer.limit_train_batches is None
