@@ -25,6 +25,7 @@ def quiet() -> None:
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
         ".*LeafSpec.*",
+        ".*Total length of .list. across ranks is zero.*",  # no test images, which a run says itself
         ".*Please use.*weights_only.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import other_data
 import pytest
 import yaml
 
@@ -14,7 +15,8 @@ from padim_bottle.experiment.train import build, train
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 EXPERIMENTS = [config for config in CONFIGS if "model" in yaml.safe_load(config.read_text())]
-REAL = [config for config in EXPERIMENTS if config.stem != "demo"]
+OTHER_DATA = {"folder": "my_parts", "visa": "visa", "mvtec_ad2": "MVTec_AD_2"}
+REAL = [config for config in EXPERIMENTS if config.stem not in {"demo", *OTHER_DATA}]
 
 
 def error_of(arguments, capsys):
@@ -98,6 +100,28 @@ def test_every_config_runs(config, bottles, random_weights, tmp_path, monkeypatc
     assert 0 <= metrics["pixel_AUPRO"] <= 1
     written = text["model"]["init_args"]
     assert all(metrics["model"][key] == written[key] for key in ("layers", "grids") if key in written)
+
+
+@pytest.mark.parametrize("name", OTHER_DATA)
+def test_every_config_of_other_data_runs(name, bottles, random_weights, tmp_path, monkeypatch):
+    """On tiny synthetic bottles in that data set's own layout, where the config says that it lies."""
+    monkeypatch.chdir(tmp_path)
+    getattr(other_data, f"lay_out_{name}")(bottles / "bottle", tmp_path / "datasets" / OTHER_DATA[name])
+    arguments = [
+        "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--data.init_args.num_workers", "0",
+        "--model.init_args.pre_trained", "false", "--model.init_args.image_size", "[64, 64]",
+        "--model.init_args.n_features", "30",
+    ]  # fmt: skip
+    train(ROOT / "configs" / f"{name}.yaml", arguments)
+    run = tmp_path / "results" / name / "seed_42"
+    metrics = json.loads((run / "metrics.json").read_text())
+    types = {"folder": {"dent", "scratch"}}.get(name, {"bad"})
+    assert set(metrics["per_defect"]) == types
+    assert metrics["image_AUROC"] > 0.5
+    assert metrics["pixel_AUPRO"] > 0
+    assert metrics["images"]["good"] == 4
+    assert {path.name for path in (run / "images").iterdir()} == {"good", *types}
+    assert (run / "report.html").is_file()
 
 
 def test_one_seed_decides_everything_also_for_the_control(bottles, random_weights, tmp_path, monkeypatch):

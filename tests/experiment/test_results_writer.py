@@ -205,16 +205,75 @@ def test_a_test_set_without_goods_or_without_defects_gives_what_it_can(demo, wor
     assert metrics["thresholds"]["image"] == read(demo)["thresholds"]["image"]
 
 
-def test_no_test_images_are_refused_before_training(demo, workplace, capsys):
-    root = workplace / "no_test"
+def copied_bottles(workplace, name):
+    """Copy the demo's bottles; return the category's folder and the arguments that name it."""
+    root = workplace / name
     shutil.copytree(next((workplace / "datasets" / "synthetic").iterdir()), root)
-    shutil.rmtree(root / "bottle" / "test")
-    shutil.rmtree(root / "bottle" / "ground_truth")
-    data = ["--data", "padim_bottle.MVTecAD", "--data.root", str(root), "--data.verify", "false"]
-    results = root / "results"
-    assert train_command(["--config", str(CONFIGS / "demo.yaml"), "--results", str(results), *SMALL[8:], *data]) == 2
-    assert "no test images of 'bottle'" in capsys.readouterr().err
-    assert not results.exists() or not list(results.rglob("*.json"))
+    return root / "bottle", ["--data", "padim_bottle.MVTecAD", "--data.root", str(root), "--data.verify", "false"]
+
+
+def test_without_a_test_set_everything_is_written_after_the_training(demo, workplace, capsys):
+    folder, data = copied_bottles(workplace, "no_test")
+    shutil.rmtree(folder / "test")
+    train(CONFIGS / "demo.yaml", [*SMALL[8:], *data], seed=3, results=folder / "results")
+    run = folder / "results" / "demo_synthetic_random_weights" / "seed_3"
+    assert {path.name for path in demo.iterdir()} - {path.name for path in run.iterdir()} <= {
+        "images",
+        "figures",
+        "report.html",
+    }
+    metrics = read(run)
+    assert metrics["thresholds"] == read(demo)["thresholds"] | {"image_F1Max": None, "pixel_F1Max": None}
+    assert metrics["calibration"] == read(demo)["calibration"]
+    assert metrics["image_AUROC"] is metrics["pixel_AUROC"] is metrics["confusion_matrix"] is None
+    assert metrics["images"] == {"good": 0, "defective": 0}
+    assert metrics["data"]["left_out"] == ["There are no test images, so there are no test metrics."]
+    assert len((run / "predictions.csv").read_text().splitlines()) == 1
+    printed = capsys.readouterr().out
+    assert "There are no test images" in printed
+    assert f"Threshold {metrics['thresholds']['image']:.3f}" in printed
+    assert {path.name for path in run.parent.iterdir()} == {"seed_3"}
+
+
+def test_a_model_without_calibration_needs_a_test_set(demo, workplace, capsys):
+    folder, data = copied_bottles(workplace, "tuned_without_test")
+    shutil.rmtree(folder / "test")
+    tuned = ["--model.calibration", "false", "--model.position_calibration", "false"]
+    results = folder / "results"
+    arguments = ["--config", str(CONFIGS / "demo.yaml"), "--results", str(results), *SMALL[8:], *data, *tuned]
+    assert train_command(arguments) == 2
+    assert "no threshold without them" in capsys.readouterr().err
+    assert not list(folder.rglob("*.json"))
+
+
+@pytest.mark.parametrize("without", ["broken_large", ""])
+def test_types_without_masks_are_left_out_of_pixel_metrics(demo, workplace, capsys, without):
+    """Their images are judged as ever, and what remains is what a test set without them gives."""
+    folder, data = copied_bottles(workplace, f"unmasked_{without}")
+    shutil.rmtree(folder / "ground_truth" / without)
+    report = [*SMALL[8:-2], *REPORT, *data]
+    train(CONFIGS / "demo.yaml", report, seed=3, results=folder / "results")
+    run = folder / "results" / "demo_synthetic_random_weights" / "seed_3"
+    metrics, whole = read(run), read(demo)
+    image_metrics = [name for name in whole if name.startswith("image_")]
+    assert [metrics[name] for name in image_metrics] == [whole[name] for name in image_metrics]
+    types = ["broken_large"] if without else sorted(whole["per_defect"])
+    assert metrics["data"]["left_out"] == [
+        f"There are no masks of {', '.join(types)}: pixel metrics leave their images out."
+    ]
+    assert metrics["data"]["left_out"][0] in " ".join(capsys.readouterr().out.split())
+    assert {name for name, figures in metrics["per_defect"].items() if figures["pixel_AUROC"] is None} == set(types)
+    assert (run / "report.html").is_file()
+    if not without:
+        assert metrics["pixel_AUROC"] is metrics["pixel_AUPRO"] is metrics["pixel_F1Score"] is None
+        return
+    for name in ("broken_small", "contamination"):
+        assert metrics["per_defect"][name] == whole["per_defect"][name]
+    shutil.rmtree(folder / "test" / without)
+    train(CONFIGS / "demo.yaml", [*SMALL[8:], *data], seed=3, results=folder / "fewer")
+    fewer = read(folder / "fewer" / "demo_synthetic_random_weights" / "seed_3")
+    pixel_metrics = [name for name in whole if name.startswith("pixel_")]
+    assert [metrics[name] for name in pixel_metrics] == [fewer[name] for name in pixel_metrics]
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_training(demo, workplace, capsys):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anomalib.data import AnomalibDataModule
+from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.data.utils import LabelName
 from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from pandas import DataFrame
@@ -109,6 +109,14 @@ def describe(datamodule: AnomalibDataModule | None) -> DataDescription:
         unmasked=frozenset(test.loc[(test["label_index"] == LabelName.ABNORMAL) & ~_has_mask(test), "image_path"]),
         fingerprint=getattr(datamodule, "fingerprint", None) or _fingerprint(datamodule),
     )
+
+
+def restore_missing_masks(datamodule: AnomalibDataModule | None) -> None:
+    """Put None where anomalib 2.7.0 with pandas 3 has NaN for an image without a mask, which its items refuse."""
+    for data in vars(datamodule).values() if datamodule is not None else ():
+        if isinstance(data, AnomalibDataset) and "mask_path" in data.samples:
+            masks = data.samples["mask_path"].astype(object)
+            data.samples["mask_path"] = masks.where(masks.notna(), None)
 
 
 def _test_data(datamodule: AnomalibDataModule) -> Any:

@@ -23,7 +23,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import SaveConfigCallback
 
 from padim_bottle.data.photos import Photos
-from padim_bottle.data.samples import DataDescription, describe
+from padim_bottle.data.samples import DataDescription, describe, restore_missing_masks
 from padim_bottle.errors import UserError
 from padim_bottle.evaluation.metrics import Predictions, evaluate, predictions_table
 from padim_bottle.experiment.loggers import log_results
@@ -99,6 +99,7 @@ class ResultsWriter(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Describe the data and make the hidden folder before any work is done, so that what cannot be fails first."""
+        restore_missing_masks(trainer.datamodule)
         if self._partial is not None:  # the test that follows the training
             return
         if stage == "test" and self._data is not None and not self._data.defect_types:

@@ -36,19 +36,28 @@ def print_summary(metrics: dict[str, Any], folder: Path, console: Console | None
         console.print(
             "[bold]Demonstration: synthetic bottles or random weights. These figures say nothing about MVTec AD.[/bold]"
         )
-    console.print(
-        _metrics_table(
-            metrics,
-            with_published=real and (metrics["data"]["name"], metrics["data"]["category"]) == ("MVTec AD", "bottle"),
-        )
-    )
+    data = metrics["data"]
+    if data["test_images"]:
+        published = real and (data["name"], data["category"]) == ("MVTec AD", "bottle")
+        console.print(_metrics_table(metrics, with_published=published))
+    else:
+        console.print(_calibration_sentence(metrics), highlight=False)
     if metrics["confusion_matrix"] is not None:
         console.print(_threshold_sentences(metrics))
-    for sentence in metrics["data"].get("left_out", []):
+    for sentence in data.get("left_out", []):
         console.print(sentence, highlight=False)
     if metrics["per_defect"]:
         console.print(_defects_table(metrics["per_defect"]))
-    for name in ("report.html", "metrics.json", "predictions.csv", "images", "figures", "config.yaml", "model.ckpt"):
+    for name in (
+        "report.html",
+        "metrics.json",
+        "predictions.csv",
+        "training_photos.csv",
+        "images",
+        "figures",
+        "config.yaml",
+        "model.ckpt",
+    ):
         if (folder / name).exists():
             console.print(f"  {folder / name}", highlight=False)
 
@@ -73,6 +82,14 @@ def _metrics_table(metrics: dict[str, Any], with_published: bool) -> Table:
         setup, *cells = row["cells"]
         table.add_row(f"{row['name']}, {setup}", *cells, style="bold" if row["own"] else None)
     return table
+
+
+def _calibration_sentence(metrics: dict[str, Any]) -> str:
+    data, thresholds = metrics["data"], metrics["thresholds"]
+    return (
+        f"{data['name']} '{data['category']}', {data['train_images']} training images. Threshold "
+        f"{thresholds['image']:.3f} ({thresholds['source']})."
+    )
 
 
 def _threshold_sentences(metrics: dict[str, Any]) -> str:

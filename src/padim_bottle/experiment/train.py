@@ -84,13 +84,15 @@ def run(experiment: "ExperimentCLI") -> None:
     Raises:
         UserError: among others, what Lightning's Trainer does not accept.
     """
+    from anomalib.data.errors import MisMatchError
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     # Before training starts, and not in the middle of Lightning's preparations, data are fetched and checked.
     try:
         experiment.datamodule.prepare_data()
         experiment.datamodule.setup()
-    except (OSError, ValueError, RuntimeError) as error:  # each of anomalib's data modules has its own
+    # What anomalib's data modules raise for files that are not there or do not belong together.
+    except (FileNotFoundError, NotADirectoryError, ValueError, RuntimeError, MisMatchError) as error:
         raise UserError(f"data: {' '.join(str(error).split())}") from error
     engine = experiment.engine
     for attempt in range(_ATTEMPTS):
