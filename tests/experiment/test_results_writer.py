@@ -64,6 +64,7 @@ def without_clocks(metrics):
 def test_a_run_leaves_every_file(demo):
     assert {path.name for path in demo.iterdir()} == {
         "config.yaml", "figures", "images", "metrics.json", "model.ckpt", "predictions.csv", "report.html",
+        "training_photos.csv",
     }  # fmt: skip
     pictures = sorted(str(path.relative_to(demo / "images")) for path in (demo / "images").rglob("*.png"))
     assert len(pictures) == 10

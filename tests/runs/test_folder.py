@@ -130,8 +130,9 @@ def test_a_kept_run_never_gets_a_name_that_is_taken(tmp_path):
 
 def test_images_of_one_name_have_pictures_of_their_own():
     taken = set()
-    images = ["hole/a.png", "good/a.png", "hole/a.jpg", "hole/b.jpg"]
+    images = ["hole/a.png", "good/a.png", "hole/a.jpg", "hole/b.jpg", "hole/a.png", "hole/a.png"]
     pictures = [picture_path(Path("test", image), taken) for image in images]
     assert [str(path) for path in pictures] == [
         "images/hole/a.png", "images/good/a.png", "images/hole/a.jpg.png", "images/hole/b.png",
+        "images/hole/a.png.png", "images/hole/a_2.png",
     ]  # fmt: skip

@@ -290,7 +290,7 @@ class ResultsWriter(Callback):
                 "image_path": training.image_paths,
                 "part": training.parts,
                 "score": training.scores.double().cpu().numpy(),
-                "p_value": training.p_values.double().cpu().numpy(),
+                "p_value": training.p_values.cpu().numpy(),
             }
         ).sort_values("score", ascending=False, kind="stable")
         table.to_csv(self._partial / "training_photos.csv", index=False)

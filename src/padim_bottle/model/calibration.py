@@ -141,10 +141,14 @@ def check_parts(parts: Parts) -> None:
     """Raise a UserError where there are too few parts to leave one out."""
     if len(parts) < MINIMUM_PARTS:
         images = len(parts.names)
-        what = "training images" if len(parts) == images else f"parts among {images} training images"
+        if len(parts) < images:
+            raise UserError(
+                f"Leave-one-out calibration needs at least {MINIMUM_PARTS} parts, and the {images} training images "
+                f"show {len(parts)}. Add photos of other good parts, or let group (or copies) join fewer of them."
+            )
         raise UserError(
-            f"Leave-one-out calibration needs at least {MINIMUM_PARTS} {what}, found {len(parts)}. Add good "
-            "images, or set model.init_args.calibration to false (the threshold then looks at the test set)."
+            f"Leave-one-out calibration needs at least {MINIMUM_PARTS} training images, found {images}. Add "
+            "good images, or set model.init_args.calibration to false (the threshold then looks at the test set)."
         )
 
 

@@ -83,9 +83,10 @@ def picture_path(image: Path, taken: set[Path]) -> Path:
         image: the image, in the folder of its defect type.
         taken: what earlier images were given; this one's is added.
     """
-    path = Path("images", image.parent.name, f"{image.stem}.png")
-    if path in taken:  # of 'a.png', and this is 'a.jpg'
-        path = path.with_name(f"{image.name}.png")
+    folder = Path("images", image.parent.name)
+    # There may be 'a.jpg' beside 'a.png', and photos of several parts may have one name.
+    names = itertools.chain([image.stem, image.name], (f"{image.stem}_{number}" for number in itertools.count(2)))
+    path = next(path for name in names if (path := folder / f"{name}.png") not in taken)
     taken.add(path)
     return path
 

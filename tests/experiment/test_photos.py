@@ -1,0 +1,162 @@
+"""A folder of photos of good parts is enough: scripts/train.py --photos, and what people get wrong there."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+from padim_bottle.commands.train import train_command
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory, bottles):
+    """A folder of photos of 12 good parts, 'my parts', and beside it a test folder and its masks."""
+    folder = tmp_path_factory.mktemp("photos")
+    shutil.copytree(bottles / "bottle" / "train" / "good", folder / "my parts (1)")
+    shutil.copytree(bottles / "bottle" / "test", folder / "test")
+    shutil.copytree(bottles / "bottle" / "ground_truth", folder / "ground_truth")
+    config = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
+    config["model"]["init_args"] |= {"image_size": [64, 64], "n_features": 30, "alpha": 0.2}
+    config["trainer"] |= {"accelerator": "cpu", "enable_progress_bar": False}
+    (folder / "small.yaml").write_text(yaml.safe_dump(config))
+    return folder / "my parts (1)"
+
+
+def train(photos, results, *arguments, folder=None):
+    config = photos.parent / "small.yaml"
+    folder = photos if folder is None else folder
+    return train_command(["--config", str(config), "--photos", str(folder), "--results", str(results), *arguments])
+
+
+@pytest.fixture(scope="module")
+def run(photos, tmp_path_factory):
+    """The run of a folder of photos, without a test."""
+    results = tmp_path_factory.mktemp("results")
+    assert train(photos, results) == 0
+    return results / "my parts _1_" / "seed_42"
+
+
+def read(run):
+    return json.loads((run / "metrics.json").read_text())
+
+
+def test_a_folder_of_photos_gives_a_whole_result(run, photos):
+    assert {path.name for path in run.iterdir()} == {
+        "config.yaml", "figures", "images", "metrics.json", "model.ckpt", "predictions.csv", "report.html",
+        "training_photos.csv",
+    }  # fmt: skip
+    metrics = read(run)
+    assert metrics["data"]["name"] == "photos"
+    assert metrics["data"]["category"] == photos.name
+    assert (metrics["data"]["train_images"], metrics["data"]["test_images"]) == (12, 0)
+    assert metrics["image_AUROC"] is metrics["image_F1Score"] is metrics["pixel_AUROC"] is None
+    assert len(metrics["calibration"]["scores"]) == 12
+    assert metrics["thresholds"]["image"] is not None
+    assert list(pd.read_csv(run / "predictions.csv").columns)[:4] == ["image_path", "defect_type", "label", "score"]
+
+
+def test_training_photos_are_listed_the_oddest_first(run, photos):
+    table = pd.read_csv(run / "training_photos.csv")
+    assert list(table.columns) == ["image_path", "part", "score", "p_value"]
+    assert {Path(path).name for path in table.image_path} == {path.name for path in photos.iterdir()}
+    assert list(table.score) == sorted(read(run)["calibration"]["scores"], reverse=True)
+    # Each photo's rank among all of them, its own counted.
+    np.testing.assert_allclose(table.p_value, [(table.score >= score).mean() for score in table.score], atol=1e-6)
+    assert len(list((run / "images" / "train").iterdir())) == 12
+
+
+def test_a_defect_among_the_good_parts_is_the_oddest(photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "mixed")
+    shutil.copy(photos.parent / "test" / "broken_large" / "001.png", tmp_path / "mixed" / "defect.png")
+    assert train(photos, tmp_path / "results", folder=tmp_path / "mixed") == 0
+    table = pd.read_csv(tmp_path / "results" / "mixed" / "seed_42" / "training_photos.csv")
+    assert Path(table.image_path[0]).name == "defect.png"
+
+
+def test_with_a_test_folder_it_is_what_mvtec_ads_layout_gives(photos, bottles, tmp_path, run):
+    batches = ["--data.train_batch_size", "16", "--data.eval_batch_size", "16"]
+    assert train(photos, tmp_path, "--test", str(photos.parent / "test"), "--experiment", "tested", *batches) == 0
+    metrics = read(tmp_path / "tested" / "seed_42")
+    layout = ["--data", "padim_bottle.MVTecAD", "--data.root", str(bottles), "--data.verify", "false"]
+    config = ["--config", str(photos.parent / "small.yaml"), "--results", str(tmp_path), "--experiment", "layout"]
+    assert train_command([*config, *layout, "--data.num_workers", "0", *batches]) == 0
+    expected = read(tmp_path / "layout" / "seed_42")
+    names = [name for name in expected if name.startswith(("image_", "pixel_"))]
+    assert {name: metrics[name] for name in names} == {name: expected[name] for name in names}
+    assert metrics["confusion_matrix"] == expected["confusion_matrix"]
+    assert metrics["calibration"]["scores"] == pytest.approx(read(run)["calibration"]["scores"], rel=1e-5)
+    assert metrics["data"]["left_out"] == []
+
+
+def test_photos_of_one_part_are_left_out_together(photos, tmp_path):
+    folder = tmp_path / "parts"
+    for path in photos.iterdir():
+        for view in range(2):
+            target = folder / path.stem / f"view{view}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.asarray(Image.open(path)) // (view + 1)).save(target)
+    assert train(photos, tmp_path / "a", "--group", "parent-folder", folder=folder) == 0
+    run = tmp_path / "a" / "parts" / "seed_42"
+    table = pd.read_csv(run / "training_photos.csv")
+    assert len(table) == 24
+    assert {Path(part).name for part in table.part} == {path.stem for path in photos.iterdir()}
+    assert len(list((run / "images" / "train").iterdir())) == 15
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in folder.rglob("*.png"):
+        shutil.copy(path, flat / f"{path.parent.name}_{path.name}")
+    assert train(photos, tmp_path / "b", "--group", r"(\d+)_view", folder=flat) == 0
+    by_name = pd.read_csv(tmp_path / "b" / "flat" / "seed_42" / "training_photos.csv")
+    np.testing.assert_allclose(by_name.score, table.score, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--test", "PHOTOS"], "for training and for the test"),
+        (["--test", "nowhere"], "no folder nowhere"),
+        (["--group", "no_such_name_(x+)"], "no_such_name"),
+        (["--group", r"\.(png)$"], "12 training images show 1"),
+        (["--group", "(unfinished"], "unfinished"),
+        (["--config", "PATCHCORE"], "no threshold without them"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_left_behind(photos, tmp_path, capsys, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    patchcore = yaml.safe_load((photos.parent / "small.yaml").read_text())
+    patchcore["model"] = {
+        "class_path": "anomalib.models.Patchcore",
+        "init_args": {"backbone": "resnet18", "pre_trained": False, "evaluator": False, "visualizer": False},
+    }
+    (photos.parent / "patchcore.yaml").write_text(yaml.safe_dump(patchcore))
+    replaced = {"PHOTOS": str(photos), "PATCHCORE": str(photos.parent / "patchcore.yaml")}
+    assert train(photos, "results", *(replaced.get(argument, argument) for argument in arguments)) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert words in line
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_too_few_photos_and_no_photos_are_found_before_anything_is_loaded(photos, tmp_path, capsys):
+    (tmp_path / "few").mkdir()
+    for index in range(2):
+        shutil.copy(photos / f"00{index}.png", tmp_path / "few")
+    assert train(photos, tmp_path / "results", folder=tmp_path / "few") == 2
+    assert "only 2 photos" in capsys.readouterr().err
+    (tmp_path / "none").mkdir()
+    assert train(photos, tmp_path / "results", folder=tmp_path / "none") == 2
+    assert "There are no photos in" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+def test_test_and_group_belong_to_photos(capsys):
+    assert train_command(["--test", "somewhere"]) == 2
+    assert "belong to --photos" in capsys.readouterr().err
