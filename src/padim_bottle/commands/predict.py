@@ -18,6 +18,9 @@ Judge photos with a fitted model: path, score, p-value (how often a good photo s
 a line a photo.
 
 Exit code: 0 all good, 1 some anomalous, 2 something could not be read (it is named; the rest is judged all the same).
+
+--watch FOLDER judges what lies in a folder and what arrives, when it is whole, until Ctrl-C. Its --csv gets a line a
+photo at once; started again with the same file it goes on where it stopped.
 """
 
 
@@ -30,22 +33,29 @@ def predict_command(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, see ``run_command``: 0 all photos are good, 1 some are anomalous, 2 for any that cannot be read.
     """
-    options = _parser().parse_args(arguments)
-    return run_command(lambda: _predict(options))
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if bool(options.photos) == bool(options.watch):
+        parser.error("name photos to judge, or a folder to --watch")
+    if options.json and options.csv == "-":
+        parser.error("--json and --csv - both print")
+    if options.watch and (options.csv in (None, "-") or options.fdr):
+        parser.error("--watch needs a file for its --csv, which remembers what is done, and takes no --fdr")
+    return run_command(lambda: _watch(options) if options.watch else _predict(options))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = new_parser("predict.py", PREDICT_HELP)
     parser.add_argument(
-        "photos", nargs="+", metavar="PATH", help="photos, folders of photos, or patterns such as 'a/*'"
+        "photos", nargs="*", metavar="PATH", help="photos, folders of photos, or patterns such as 'a/*'"
     )
+    parser.add_argument("--watch", type=Path, metavar="FOLDER", help="judge photos as they arrive; needs --csv FILE")
     parser.add_argument(
         "--model", type=Path, required=True, help="a run's folder, a model.ckpt, or the folder of an exported model"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="write heatmaps and masks at each photo's own size")
-    table = parser.add_mutually_exclusive_group()
-    table.add_argument("--json", action="store_true", help="print an object a line")
-    table.add_argument("--csv", metavar="FILE", help="write a table; - prints it")
+    parser.add_argument("--json", action="store_true", help="print an object a line")
+    parser.add_argument("--csv", metavar="FILE", help="write a table; - prints it")
     verdict = parser.add_mutually_exclusive_group()
     verdict.add_argument(
         "--alpha", type=rate, metavar="RATE", help="share of good photos to be called anomalous (that of the training)"
@@ -93,7 +103,32 @@ def _predict(options: argparse.Namespace) -> int:
             verdicts[row.get("verdict", "unreadable")] += 1
             with bar.external_write_mode(file=sys.stdout):
                 table.add(row)
-    print(", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items())), file=sys.stderr)
+    return _sum_up(verdicts, note, problems)
+
+
+def _watch(options: argparse.Namespace) -> int:
+    with quiet_imports():
+        from padim_bottle.deploy.pictures import Pictures
+        from padim_bottle.deploy.predictor import load_predictor
+        from padim_bottle.deploy.watch import VerdictLog, stop_signal, watch
+
+    predictor = load_predictor(options.model, device=options.device, threads=options.threads, alpha=options.alpha)
+    pictures = None if options.output is None else Pictures(options.output, root=options.watch)
+    verdicts: Counter[str] = Counter()
+    with (
+        VerdictLog(Path(options.csv)) as log,
+        VerdictTable(None, as_json=options.json) as screen,
+        stop_signal() as stop,
+    ):
+        print(f"Watching {options.watch}, {len(log)} photos are done. Ctrl-C ends it.", file=sys.stderr)
+        for row in watch(predictor, options.watch, log, stop, batch_size=options.batch_size, pictures=pictures):
+            verdicts[row.get("verdict", "unreadable")] += 1
+            screen.add(row)
+    return _sum_up(verdicts)
+
+
+def _sum_up(verdicts: Counter[str], note: str | None = None, problems: Sequence[str] = ()) -> int:
+    print(", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items())) or "no photo", file=sys.stderr)
     if note is not None:
         print(note, file=sys.stderr)
     if problems or verdicts["unreadable"]:

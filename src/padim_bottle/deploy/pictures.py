@@ -21,13 +21,15 @@ class Pictures:
 
     Args:
         folder: where they are written.
-        photos: all photos there are.
+        photos: all photos there are; empty where they are not known yet: names then keep the photos' suffixes.
+        root: folder of the photos; the deepest that holds them all if not given.
     """
 
-    def __init__(self, folder: Path, photos: Sequence[Path]) -> None:
+    def __init__(self, folder: Path, photos: Sequence[Path] = (), root: Path | None = None) -> None:
         self.folder = folder
         absolute = [Path(os.path.abspath(photo)) for photo in photos]  # noqa: PTH100 - links stay as they were named
-        self.root = Path(os.path.commonpath([photo.parent for photo in absolute]))
+        parents = [photo.parent for photo in absolute] if root is None else [os.path.abspath(root)]  # noqa: PTH100
+        self.root = Path(os.path.commonpath(parents))
         self.taken = Counter(photo.with_suffix("") for photo in absolute)
 
     def write(self, path: Path, prediction: ImagePrediction) -> None:

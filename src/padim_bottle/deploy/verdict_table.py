@@ -111,9 +111,9 @@ class VerdictTable:
         if "error" in row:
             print(f"error: {row['error']}", file=sys.stderr)
         if self.as_json:
-            print(json.dumps(row))
+            print(json.dumps(row), flush=True)
         elif self.as_text and "error" not in row:
-            print(text_line(row))
+            print(text_line(row), flush=True)
 
 
 def text_line(row: Row) -> str:
