@@ -306,7 +306,7 @@ def test_a_fault_in_the_report_costs_no_number(tmp_path, monkeypatch, caplog):
         experiment = train(CONFIGS / "demo.yaml", SMALL, seed=1)
     run = experiment.results_writer.folder
     assert {path.name for path in run.iterdir()} == {
-        "config.yaml", "images", "metrics.json", "model.ckpt", "predictions.csv",
+        "config.yaml", "images", "metrics.json", "model.ckpt", "predictions.csv", "training_photos.csv",
     }  # fmt: skip
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["image_AUROC"] is not None and metrics["seconds"]["total"] >= metrics["seconds"]["report"]

@@ -1,4 +1,4 @@
-"""MVTec AD: fetching a category, checking it, reading its images, and the Lightning data module.
+"""Photos on disk -> batches: reading, finding and verifying, downloading, drawing, and the Lightning data modules.
 
-Nothing is imported here: ``download``, ``verify`` and ``images`` need neither torch nor anomalib.
+Nothing is imported here: ``images``, ``digest``, ``layout`` and ``download`` need neither torch nor anomalib.
 """
