@@ -13,6 +13,8 @@ from padim_bottle.experiment.config_check import check_config
 
 ROOT = Path(__file__).parents[2]
 DEMO = (ROOT / "configs" / "demo.yaml").read_text()
+KEY = "    alpha: 0.1\n"
+LINE = DEMO[: DEMO.index(KEY)].count("\n") + 1
 
 
 @pytest.fixture
@@ -42,13 +44,13 @@ def replaced(old, new):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (replaced("    seed: 42\n", "    seed: 42\n    alpha: 0.2\n"), ["line", "'alpha'", "already"]),
+        (replaced(KEY, KEY + KEY), [f"line {LINE + 1}", f"'alpha' stands in line {LINE} already"]),
         (DEMO + "\ndata: {}\n", ["line", "'data'", "already"]),
-        (replaced("    seed: 42\n", "\tseed: 42\n"), ["line 10", "'\\t'"]),
-        (replaced("    seed: 42\n", "    seed: [42\n"), ["line"]),
-        (replaced("    seed: 42\n", "    seed: *nothing\n"), ["line 10", "nothing", "alias"]),
-        (replaced("    seed: 42\n", "    seed: !!python/object/apply:os.system [true]\n"), ["line 10", "os.system"]),
-        (replaced("    seed: 42\n", "    seed: 42\n    7: 8\n"), ["Key must be a string", "7"]),
+        (replaced(KEY, "\talpha: 0.1\n"), [f"line {LINE}", "'\\t'"]),
+        (replaced(KEY, "    alpha: [0.1\n"), ["line"]),
+        (replaced(KEY, "    alpha: *nothing\n"), [f"line {LINE}", "nothing", "alias"]),
+        (replaced(KEY, "    alpha: !!python/object/apply:os.system [true]\n"), [f"line {LINE}", "os.system"]),
+        (replaced(KEY, KEY + "    7: 8\n"), ["Key must be a string", "7"]),
         ("", ["no settings"]),
         ("# nothing\n", ["no settings"]),
         ("- model\n- data\n", ["no settings"]),
@@ -138,7 +140,7 @@ def test_a_wrong_section_is_refused_in_one_line_that_names_it(error_of, text, wo
 def test_anchors_and_aliases_work(tmp_path):
     text = replaced("    root: datasets/synthetic\n", "    root: &place datasets/synthetic\n")
     path = tmp_path / "config.yaml"
-    path.write_text(text.replace("        root: results\n", "        root: *place\n"))
+    path.write_text(text + "another: *place\n")
     check_config(path)
 
 

@@ -1,8 +1,10 @@
 """Command lines and YAML files as users get them wrong, and every config as it stands."""
 
+import inspect
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import other_data
@@ -11,6 +13,7 @@ import yaml
 
 from padim_bottle.commands.train import train_command
 from padim_bottle.experiment.train import build, train
+from padim_bottle.runs.table import read_runs
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -72,6 +75,50 @@ def test_every_config_parses_and_names_its_own_results(config, random_weights, t
     name = writer["init_args"]["experiment"]
     assert name == config.stem or (config.stem == "demo" and "synthetic" in name and "random" in name)
     assert f"configs/{config.name}" in config.read_text().split("model:")[0], "the head names the command"
+
+
+def init_defaults(class_path):
+    """The arguments of a class that a YAML names, with their defaults."""
+    module, _, name = class_path.rpartition(".")
+    parameters = inspect.signature(getattr(import_module(module), name)).parameters
+    return {name: parameter.default for name, parameter in parameters.items()}
+
+
+def test_the_experiment_shows_every_key_with_its_default():
+    """So a config that leaves a key out means what this one says."""
+    config = yaml.safe_load((ROOT / "configs" / "padim_resnet18.yaml").read_text())
+    # What is as in anomalib, or an object that no plain value stands for.
+    unlisted = {
+        "padim_bottle.Padim": {"pre_processor", "post_processor"},
+        "padim_bottle.MVTecAD": {
+            "train_augmentations", "val_augmentations", "test_augmentations", "augmentations", "test_split_mode",
+            "test_split_ratio", "val_split_mode", "val_split_ratio", "seed",
+        },
+        "padim_bottle.ResultsWriter": set(),
+    }  # fmt: skip
+    for part in (config["model"], config["data"], *config["trainer"]["callbacks"]):
+        defaults = init_defaults(part["class_path"])
+        assert part["init_args"].keys() == defaults.keys() - unlisted[part["class_path"]]
+        for name, value in part["init_args"].items():
+            default = list(defaults[name]) if isinstance(defaults[name], tuple) else defaults[name]
+            assert default == value or name == "experiment", name
+
+
+@pytest.mark.parametrize("config", EXPERIMENTS, ids=lambda path: path.stem)
+def test_a_config_says_what_to_expect(config):
+    """Figures, time and memory in its head are those of the runs in results/reference."""
+    head = config.read_text().split("\nmodel:")[0]
+    reference = ROOT / "results" / "reference" / config.stem
+    if not reference.is_dir():
+        assert "+-" not in head
+        return
+    runs = read_runs([reference]).table
+    names = {"image_AUROC": "image AUROC", "pixel_AUROC": "pixel AUROC", "pixel_AUPRO": "AUPRO", "image_F1Score": "F1"}
+    for metric, name in names.items():
+        mean, deviation = (f"{value:.4f}".replace("0.", ".") for value in (runs[metric].mean(), runs[metric].std()))
+        assert f"{name} {mean} +- {deviation}" in head
+    alone = runs[runs["features_from_seed"].isna()].iloc[0]
+    assert f"One run takes {alone['seconds_total']:.0f} s and {alone['peak_memory_bytes'] / 1e9:.1f} GB" in head
 
 
 @pytest.mark.parametrize("config", REAL, ids=lambda path: path.stem)

@@ -78,7 +78,8 @@ class Padim(AnomalibPadim):
         copies: what to do with exact and near copies among the training photos that ``group`` does not join:
             ``warn``, ``group`` (leave them out together) or ``error``.
         checkpoint_precision: ``float16`` (a quarter of anomalib's size) or ``float32``.
-        pre_processor, post_processor, evaluator, visualizer: as in anomalib.
+        pre_processor, post_processor: as in anomalib.
+        evaluator, visualizer: as in anomalib, but off, as ``ResultsWriter`` does what they do.
     """
 
     def __init__(
@@ -103,8 +104,8 @@ class Padim(AnomalibPadim):
         checkpoint_precision: Literal["float16", "float32"] = "float16",
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
-        evaluator: Evaluator | bool = True,
-        visualizer: Visualizer | bool = True,
+        evaluator: Evaluator | bool = False,
+        visualizer: Visualizer | bool = False,
     ) -> None:
         for name, value in (("alpha", alpha), ("pixel_quantile", pixel_quantile)):
             if not 0 < value < 1:
