@@ -31,6 +31,24 @@ def check_config(path: Path) -> None:
         raise UserError(f"{path}: it holds no settings ('key: value').")
 
 
+def read_structured(path: Path, kind: type) -> Any:
+    """Read a YAML into a dataclass that says which keys it may hold and of which type they are.
+
+    Raises:
+        UserError: as ``check_config``, and an unknown key or a value of another type.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    check_config(path)
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.load(path)))
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        key = getattr(error, "full_key", None)
+        message = " ".join(str(error).splitlines()[0].split())
+        raise UserError(f"{path}: {f'{key}: ' if key else ''}{message}") from error
+
+
 class _OnceLoader(yaml.SafeLoader):
     """Refuses a key that stands twice in a mapping, of which YAML would take the last."""
 

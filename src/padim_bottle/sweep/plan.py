@@ -13,7 +13,7 @@ from typing import Any
 
 from padim_bottle.console import quiet_imports
 from padim_bottle.errors import UserError
-from padim_bottle.experiment.config_check import check_config
+from padim_bottle.experiment.config_check import check_config, read_structured
 from padim_bottle.sweep.group import Run
 
 
@@ -46,16 +46,7 @@ def read_settings(config: Path) -> SweepSettings:
     Raises:
         UserError: a file that is not there, an unknown key, a value of another type.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    check_config(config)
-    try:
-        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SweepSettings), OmegaConf.load(config)))
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        key = getattr(error, "full_key", None)
-        message = " ".join(str(error).splitlines()[0].split())
-        raise UserError(f"{config}: {f'{key}: ' if key else ''}{message}") from error
+    settings: SweepSettings = read_structured(config, SweepSettings)
     if settings.group_size < 1:
         raise UserError(f"{config}: group_size: {settings.group_size} is less than 1.")
     return settings
