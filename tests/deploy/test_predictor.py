@@ -207,10 +207,17 @@ def test_another_false_alarm_rate_is_what_training_with_it_gives(run_folder, alp
     padim = load_padim(run_folder / "model.ckpt")
     raw = torch.linspace(0.5, 3, 50)[:, None] * padim.post_processor.calibration_scores.median()
     padim.post_processor.alpha = alpha
-    calibration = Calibration(
-        padim.post_processor.calibration_scores, *[torch.tensor(1.0)] * 2, map_mean=None, map_std=None
+    padim.post_processor.calibrate(
+        Calibration(
+            scores=padim.post_processor.calibration_scores,
+            image_scores=padim.post_processor.calibration_scores,
+            pixel_threshold=torch.tensor(1.0),
+            pixel_median=torch.tensor(0.5),
+            map_means=torch.ones(12),
+            map_mean=torch.ones(64, 64),
+            map_std=torch.ones(64, 64),
+        )
     )
-    padim.post_processor.calibrate(calibration)
     expected = padim.post_processor(InferenceBatch(pred_score=raw, anomaly_map=raw[..., None, None]))
     rule = load_predictor(run_folder, device="cpu", alpha=alpha).rule
     assert [rule.anomalous(s) for s in raw.flatten().tolist()] == expected.pred_label.flatten().tolist()

@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 
 from padim_bottle.deploy import watch as watching
+from padim_bottle.deploy.drift import DriftMonitor
 from padim_bottle.deploy.predictor import Predictor
 from padim_bottle.deploy.watch import LOG_FIELDS, VerdictLog, watch
 from padim_bottle.errors import UserError
@@ -25,6 +26,7 @@ CARD = {
     "input": {"model_size": [8, 8]},
     "thresholds": {"image": 0.5, "image_scale": 1.0},
     "calibration": {"scores": [0.1, 0.2, 0.3]},
+    "drift": {"map_means": [0.0], "pixel_scale": None},
 }
 
 
@@ -65,7 +67,7 @@ def watch_until(folder: Path, file: Path, count: int, act=lambda: None, seconds:
     with VerdictLog(file) as log:
         thread = threading.Thread(target=end)
         thread.start()
-        yielded = list(watch(stub(), folder, log, stop))
+        yielded = list(watch(stub(), folder, log, stop, monitor=DriftMonitor([0.0])))
         thread.join()
     assert len(yielded) <= count
     return rows(file)
@@ -159,6 +161,15 @@ def test_ten_kills_lose_no_photo_and_judge_none_twice(tmp_path, monkeypatch):
     found = watch_until(folder, file, 200)
     assert sorted(Path(row["path"]).name for row in found) == sorted(path.name for path in folder.iterdir())
     assert all(row["verdict"] == "good" for row in found)
+
+
+def test_the_evidence_of_drift_goes_on_where_it_stopped(tmp_path):
+    folder, monitor = tmp_path / "photos", DriftMonitor([0.0])
+    for count in (2, 5):
+        for i in range(count):
+            photo(folder / f"{i}.png")
+        found = watch_until(folder, tmp_path / "v.csv", count)
+    assert [float(row["drift"]) for row in found] == [monitor.add(float(row["map_mean"])) for row in found]
 
 
 def test_a_table_is_used_by_one_and_is_its_own(tmp_path):

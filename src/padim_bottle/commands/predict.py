@@ -21,6 +21,9 @@ Exit code: 0 all good, 1 some anomalous, 2 something could not be read (it is na
 
 --watch FOLDER judges what lies in a folder and what arrives, when it is whole, until Ctrl-C. Its --csv gets a line a
 photo at once; started again with the same file it goes on where it stopped.
+
+With --csv it says when the photos, in their order, no longer look like those of the calibration: a line on the screen,
+and the evidence of drift in a column; it exceeds 100 by chance in at most 1 % of all series.
 """
 
 
@@ -79,17 +82,20 @@ def _predict(options: argparse.Namespace) -> int:
     with quiet_imports():
         from tqdm import tqdm
 
+        from padim_bottle.deploy.drift import monitor_of
         from padim_bottle.deploy.pictures import Pictures
         from padim_bottle.deploy.predictor import load_predictor
 
     predictor = load_predictor(options.model, device=options.device, threads=options.threads, alpha=options.alpha)
     note = None if options.fdr is None else explain_together(predictor, options.fdr, len(photos))
+    # Drift is a matter of order, so of a table.
+    monitor = monitor_of(predictor.card) if options.csv else None
     pictures = None if options.output is None else Pictures(options.output, photos)
     verdicts: Counter[str] = Counter()
 
     def judged(bar: Any) -> Iterator[dict[str, Any]]:
         for path, outcome in judge(predictor, photos, options.batch_size):
-            row = verdict_row(predictor.rule, path, outcome)
+            row = verdict_row(predictor.rule, path, outcome, monitor)
             if pictures is not None and "error" not in row:
                 pictures.write(path, outcome)
             bar.update()
@@ -108,6 +114,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _watch(options: argparse.Namespace) -> int:
     with quiet_imports():
+        from padim_bottle.deploy.drift import monitor_of
         from padim_bottle.deploy.pictures import Pictures
         from padim_bottle.deploy.predictor import load_predictor
         from padim_bottle.deploy.watch import VerdictLog, stop_signal, watch
@@ -121,7 +128,15 @@ def _watch(options: argparse.Namespace) -> int:
         stop_signal() as stop,
     ):
         print(f"Watching {options.watch}, {len(log)} photos are done. Ctrl-C ends it.", file=sys.stderr)
-        for row in watch(predictor, options.watch, log, stop, batch_size=options.batch_size, pictures=pictures):
+        for row in watch(
+            predictor,
+            options.watch,
+            log,
+            stop,
+            batch_size=options.batch_size,
+            pictures=pictures,
+            monitor=monitor_of(predictor.card),
+        ):
             verdicts[row.get("verdict", "unreadable")] += 1
             screen.add(row)
     return _sum_up(verdicts)

@@ -55,10 +55,12 @@ def describe_padim(padim: Any, metrics: dict[str, Any] | None = None) -> dict[st
     calibrated = describe_calibration(padim)
     metrics = metrics or {}
     post_processor = padim.post_processor
-    scale = score = None
+    scale = score = pixel_scale = None
     if post_processor.enable_normalization:
         scale = post_processor.image_scale if calibrated else post_processor.image_max - post_processor.image_min
         scale, score = scale.item(), SOFT if calibrated else LINEAR
+        pixel_scale = post_processor.pixel_scale.item() if calibrated else None
+    map_means = post_processor.calibration_map_means.tolist() if calibrated else []
     return {
         "input": {**INPUT, "model_size": list(padim.input_size or ())},
         "outputs": OUTPUTS,
@@ -76,6 +78,8 @@ def describe_padim(padim: Any, metrics: dict[str, Any] | None = None) -> dict[st
         if calibrated
         else None,
         "calibration": calibrated,
+        # What the watch for drift compares photos with: means of the training images' leave-one-out anomaly maps, raw.
+        "drift": {"map_means": map_means, "pixel_scale": pixel_scale} if map_means else None,
         "model": describe_model(padim),
         "weights": padim.weights.as_dict(),
         "seed": metrics.get("seed", padim.seed),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from padim_bottle.deploy.card import CARD, MODEL_FILES, describe_padim, read_card
-from padim_bottle.deploy.verdict import ImageRule
+from padim_bottle.deploy.verdict import ImageRule, raw_scores
 from padim_bottle.errors import UserError
 
 # From photos (B, 3, H, W), RGB float32 in [0, 1], to anomalib's outputs by name, and to raw_score where it is at hand.
@@ -31,6 +31,7 @@ class ImagePrediction:
         anomalous: the verdict.
         anomaly_map: (H, W) normalised pixel scores at the model's resolution, threshold 0.5.
         mask: (H, W) bool, True on pixels called anomalous.
+        map_mean: mean of the raw anomaly map, which tells drift; None for a model that has nothing to compare it with.
     """
 
     score: float
@@ -39,6 +40,7 @@ class ImagePrediction:
     anomalous: bool
     anomaly_map: NDArray[np.float32]
     mask: NDArray[np.bool_]
+    map_mean: float | None = None
 
 
 class Predictor:
@@ -98,7 +100,16 @@ class Predictor:
             anomalous=self.rule.anomalous(score),
             anomaly_map=outputs["anomaly_map"][0],
             mask=outputs["pred_mask"][0].astype(bool),
+            map_mean=self._map_mean(outputs["anomaly_map"]),
         )
+
+    def _map_mean(self, anomaly_map: NDArray[np.float32]) -> float | None:
+        drift = self.card["drift"]
+        if drift is None:
+            return None
+        if drift["pixel_scale"] is not None:
+            anomaly_map = raw_scores(anomaly_map, self.card["thresholds"]["pixel"], drift["pixel_scale"])
+        return float(anomaly_map.mean(dtype=np.float64))
 
 
 def load_predictor(

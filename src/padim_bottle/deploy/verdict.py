@@ -68,12 +68,9 @@ class ImageRule:
         """
         if self.scale is None:
             return normalised
-        y = 2 * normalised - 1
         if self.calibration is None:
-            return self.threshold + y / 2 * self.scale
-        # A single-precision score of 1 is any very large one.
-        y = min(max(y, 2.0**-24 - 1), 1 - 2.0**-24)
-        return self.threshold + y / (1 - abs(y)) * self.scale
+            return self.threshold + (normalised - 0.5) * self.scale
+        return float(raw_scores(np.float64(normalised), self.threshold, self.scale))
 
     def p_value(self, score: float) -> float | None:
         """Return ``(1 + #{calibration scores >= score}) / (N + 1)``; None for a model without calibration."""
@@ -85,6 +82,13 @@ class ImageRule:
     def anomalous(self, score: float) -> bool:
         """Return the verdict: at the threshold it is anomalous, in anomalib's own (uncalibrated) models only above."""
         return score > self.threshold if self.calibration is None else score >= self.threshold
+
+
+def raw_scores(normalised: NDArray[Any], threshold: float, scale: float) -> NDArray[np.float64]:
+    """Return the raw scores or pixels that a calibrated model's post-processor normalised."""
+    # A single-precision 1 is any very large score.
+    y = np.clip(2.0 * normalised.astype(np.float64) - 1, 2.0**-24 - 1, 1 - 2.0**-24)
+    return threshold + y / (1 - np.abs(y)) * scale
 
 
 def discoveries(p_values: NDArray[np.float64], rate: float) -> NDArray[np.bool_]:

@@ -14,18 +14,31 @@ from typing import TYPE_CHECKING, Any, TextIO
 from padim_bottle.errors import UserError
 
 if TYPE_CHECKING:
+    from padim_bottle.deploy.drift import DriftMonitor
     from padim_bottle.deploy.predictor import ImagePrediction, Predictor
     from padim_bottle.deploy.verdict import ImageRule
 
-FIELDS = ("path", "score", "normalised_score", "p_value", "verdict", "threshold", "error")
+FIELDS = ("path", "score", "normalised_score", "p_value", "verdict", "threshold", "map_mean", "drift", "error")
 
 Row = dict[str, Any]
 
 
-def verdict_row(rule: ImageRule, path: Path, outcome: ImagePrediction | UserError) -> Row:
-    """Return what is said about a photo, by the names of ``FIELDS``; those that say nothing are left out."""
+def verdict_row(
+    rule: ImageRule, path: Path, outcome: ImagePrediction | UserError, monitor: DriftMonitor | None = None
+) -> Row:
+    """Return what is said about a photo, by the names of ``FIELDS``; those that say nothing are left out.
+
+    Args:
+        rule: of the model.
+        path: of the photo.
+        outcome: its prediction, or why there is none.
+        monitor: takes the photo as the next one.
+    """
     if isinstance(outcome, UserError):
         return {"path": str(path), "error": str(outcome)}
+    drift = {}
+    if monitor is not None and outcome.map_mean is not None:
+        drift = {"map_mean": outcome.map_mean, "drift": monitor.add(outcome.map_mean)}
     return {
         "path": str(path),
         "score": outcome.score,
@@ -33,6 +46,7 @@ def verdict_row(rule: ImageRule, path: Path, outcome: ImagePrediction | UserErro
         "p_value": outcome.p_value,
         "verdict": "anomalous" if outcome.anomalous else "good",
         "threshold": rule.threshold,
+        **drift,
     }
 
 
@@ -78,6 +92,7 @@ class VerdictTable:
 
     def __init__(self, table: str | None, *, as_json: bool = False) -> None:
         self.as_json = as_json
+        self._alarmed = False
         self.as_text = table != "-" and not as_json
         self.file = None if table in (None, "-") else Path(table)
         self._stream: TextIO | None = sys.stdout if table == "-" else None
@@ -110,6 +125,12 @@ class VerdictTable:
             self._writer.writerow(row)
         if "error" in row:
             print(f"error: {row['error']}", file=sys.stderr)
+        if "drift" in row and not self._alarmed:
+            from padim_bottle.deploy.drift import ALARM, WARNING
+
+            if row["drift"] >= ALARM:
+                self._alarmed = True
+                print(WARNING.format(evidence=row["drift"], path=row["path"]), file=sys.stderr)
         if self.as_json:
             print(json.dumps(row), flush=True)
         elif self.as_text and "error" not in row:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from padim_bottle.data.layout import IMAGE_SUFFIXES
+from padim_bottle.deploy.drift import DriftMonitor
 from padim_bottle.deploy.photos import judge
 from padim_bottle.deploy.pictures import Pictures
 from padim_bottle.deploy.predictor import Predictor
@@ -45,6 +46,7 @@ def watch(
     *,
     batch_size: int = 8,
     pictures: Pictures | None = None,
+    monitor: DriftMonitor | None = None,
 ) -> Iterator[Row]:
     """Judge what lies in a folder and in those below it, and what arrives, until told to stop.
 
@@ -55,12 +57,16 @@ def watch(
         stop: ends the watching after the photo that is being judged.
         batch_size: photos at a time, where many are waiting.
         pictures: draws each photo, too.
+        monitor: watches for drift; first it takes the photos that the log has already.
 
     Raises:
         UserError: the folder is missing, or something cannot be written.
     """
     if pictures is not None and pictures.folder.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{pictures.folder} lies in the folder that is watched: its pictures would be judged too.")
+    if monitor is not None:
+        for map_mean in log.map_means:
+            monitor.add(map_mean)
     with Inbox(folder, log.has) as inbox:
         while not stop.is_set():
             for path, outcome in judge(predictor, inbox.whole(), batch_size):
@@ -69,7 +75,7 @@ def watch(
                         continue
                 elif pictures is not None:
                     pictures.write(path, outcome)
-                row = verdict_row(predictor.rule, path, outcome)
+                row = verdict_row(predictor.rule, path, outcome, monitor)
                 log.add(row)
                 inbox.remove(path)
                 yield row
@@ -111,6 +117,8 @@ class VerdictLog:
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        # Of the photos that earlier processes judged, in their order.
+        self.map_means: list[float] = []
         self._lock = FileLock(f"{file}.lock")
         # Photos that are done; those that could not be read with the time of their line.
         self._done: dict[str, float | None] = {}
@@ -144,6 +152,8 @@ class VerdictLog:
             raise UserError(f"{self.file} is no table of predict.py --watch: name a file of its own.")
         for row in reader:
             self._remember(row)
+            if row["map_mean"]:
+                self.map_means.append(float(row["map_mean"]))
         self._writer = csv.DictWriter(self._stream, LOG_FIELDS, lineterminator="\n")
         if not whole:
             self._writer.writeheader()

@@ -52,6 +52,7 @@ class Calibration:
         image_scores: (N,) float32, those of the images, in the order of training.
         pixel_threshold: quantile of all leave-one-out pixels.
         pixel_median: their median.
+        map_means: (N,) float32, mean of each image's leave-one-out anomaly map, in the order of training.
         map_mean: (H, W) mean over images of the leave-one-out anomaly maps.
         map_std: (H, W) their standard deviation, bounded below (see ``position_statistics``).
     """
@@ -60,6 +61,7 @@ class Calibration:
     image_scores: torch.Tensor
     pixel_threshold: torch.Tensor
     pixel_median: torch.Tensor
+    map_means: torch.Tensor
     map_mean: torch.Tensor
     map_std: torch.Tensor
 
@@ -176,7 +178,7 @@ def calibrate(
     """
     count = len(parts.names)
     mean, std = position_statistics((to_maps(batch) for batch in torch.arange(count).split(batch_size)), count)
-    scores = torch.empty(count, device=mean.device)
+    scores, map_means = torch.empty(2, count, device=mean.device)
     top = torch.empty(0, device=mean.device)
     keep = None
     for members in parts.by_size():
@@ -187,6 +189,7 @@ def calibrate(
                 keep = total - math.ceil(total * pixel_quantile - 1e-6) + 1
             pixels = torch.cat([top, maps.flatten()])
             top = pixels.topk(min(keep, len(pixels))).values
+            map_means[batch.flatten()] = maps.flatten(1).mean(dim=1).float()
             if position_calibration:
                 maps = leave_part_out_z(maps.unflatten(0, batch.shape), mean, std, count).flatten(0, 1)
             scores[batch.flatten()] = maps.flatten(1).amax(dim=1).float()
@@ -198,6 +201,7 @@ def calibrate(
         pixel_threshold=top[-1],
         # The map's scale only needs a typical value: the median of the mean map, not of all N maps.
         pixel_median=mean.float().median(),
+        map_means=map_means,
         map_mean=mean.float(),
         map_std=std.float(),
     )

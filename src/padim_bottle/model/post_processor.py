@@ -27,9 +27,11 @@ class CalibratedPostProcessor(PostProcessor):
         self.alpha = alpha
         self.pixel_quantile = pixel_quantile
         self.register_buffer("calibration_scores", torch.empty(0))
+        self.register_buffer("calibration_map_means", torch.empty(0))
         self.register_buffer("image_scale", torch.tensor(float("nan")))
         self.register_buffer("pixel_scale", torch.tensor(float("nan")))
         self.calibration_scores: torch.Tensor
+        self.calibration_map_means: torch.Tensor
         self.image_scale: torch.Tensor
         self.pixel_scale: torch.Tensor
 
@@ -41,6 +43,7 @@ class CalibratedPostProcessor(PostProcessor):
         """Take thresholds and scales from the leave-one-out scores and pixels of the training images."""
         device = self._image_threshold.device
         self.calibration_scores = calibration.scores.to(device)
+        self.calibration_map_means = calibration.map_means.to(device)
         self._image_threshold = conformal_threshold(self.calibration_scores, self.alpha)
         self._pixel_threshold = calibration.pixel_threshold.to(device)
         self.image_scale = image_scale(self._image_threshold, self.calibration_scores)
@@ -85,9 +88,10 @@ class CalibratedPostProcessor(PostProcessor):
         return None if preds is None else preds >= threshold
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
-        scores = state_dict.get(prefix + "calibration_scores")
-        if scores is not None:
-            self.calibration_scores = torch.empty_like(scores, device=self.calibration_scores.device)
+        for name in ("calibration_scores", "calibration_map_means"):
+            # Checkpoints of before there was a watch for drift lack the latter.
+            value = state_dict.setdefault(prefix + name, torch.empty(0))
+            setattr(self, name, torch.empty_like(value, device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
