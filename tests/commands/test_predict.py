@@ -70,7 +70,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(run_folder, table, tm
 def test_a_table_goes_to_standard_output(run_folder, table, capsys):
     predict(run_folder, "--csv", "-", table["image_path"][0])
     header, row = capsys.readouterr().out.splitlines()
-    assert header == "path,score,normalised_score,p_value,verdict,threshold,error"
+    assert header == "path,score,normalised_score,p_value,verdict,threshold,map_mean,drift,error"
     assert row.startswith(f"{table['image_path'][0]},")
 
 
