@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 import torch
 from anomalib.data import InferenceBatch
-from predict_benchmark import latency, stock
 
 from padim_bottle import Padim
 from padim_bottle.deploy.checkpoint import load_padim
@@ -236,23 +235,3 @@ def test_metrics_that_are_no_json_object_are_passed_over(run_folder, tmp_path):
     shutil.copy(run_folder / "model.ckpt", tmp_path)
     (tmp_path / "metrics.json").write_text(json.dumps([1]))
     assert load_predictor(tmp_path).card["metrics"] == {}
-
-
-def test_the_benchmarks_baseline_is_anomalibs_class_with_the_same_gaussians(run_folder):
-    photos = list(np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3), dtype=np.uint8))
-    scores, _, maps, _ = stock(run_folder, "cpu")(photos)
-    padim = load_padim(run_folder / "model.ckpt")
-    pixels = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2) / 255
-    with torch.no_grad():
-        raw = padim.model(padim.pre_processor.transform(pixels)).anomaly_map
-    threshold = padim.post_processor.pixel_threshold
-    expected = ((raw - threshold) / (2 * threshold) + 0.5).clamp(0, 1)
-    np.testing.assert_allclose(maps, expected, atol=1e-3)
-    assert len(scores) == 2
-
-
-def test_latency_is_the_median_and_the_value_that_95_percent_do_not_exceed():
-    assert latency([i / 1000 for i in range(100, 0, -1)], batch=8) == pytest.approx(
-        {"median_ms": 50.5, "p95_ms": 95.0, "photos_per_second": 8 / 0.0505}
-    )
-    assert latency([0.002], batch=1)["p95_ms"] == 2.0

@@ -1,0 +1,60 @@
+"""The records of the benchmarks, and the README's table that rests on them."""
+
+from pathlib import Path
+
+import pytest
+from record import HEADER, read_record, write_record
+from table import readme_table
+
+from padim_bottle.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+RECORDS = ROOT / "results" / "reference" / "benchmarks"
+
+
+@pytest.fixture
+def records(tmp_path):
+    """Records of every benchmark, with made-up numbers."""
+
+    def run(seconds, size):
+        return {"seconds": seconds, "largest_bytes": size, "together_bytes": 2 * size, "checkpoint_bytes": size}
+
+    runs = {"anomalib": [run(40.0, 2e9), run(44.0, 2e9)], "ours": [run(20.0, 1e9), run(22.0, 1e9)]}
+    write_record(tmp_path, "train", {"runs": runs})
+    write_record(tmp_path, "sweep", {"seeds": 10, "seconds": 60.0})
+    contenders = ("anomalib", "ours", "ours, calibrated")
+    times = {name: {"209": [4.0 / (i + 1)]} for i, name in enumerate(contenders)}
+    write_record(
+        tmp_path, "fit", {"images": [209], "seconds": times, "bytes": {name: {"209": 1e9} for name in contenders}}
+    )
+    milliseconds = {"anomalib, torch": [40.0] * 20, "ours, torch": [20.0] * 20, "ours, OpenVINO": [16.0] * 20}
+    write_record(tmp_path, "predict", {"milliseconds": milliseconds, "stages": {}})
+    return tmp_path
+
+
+def test_the_table_has_a_row_for_each_thing_measured(records):
+    lines = readme_table(records).splitlines()
+    assert lines[0] == "|  | Anomalib | here | Anomalib / here |"
+    assert lines[2] == "| train and test | 42.0 s (40.0 to 44.0) | 21.0 s (20.0 to 22.0) | 2.0 |"
+    assert "| 10 seeds (as many runs; one sweep) | 420 s | 60 s | 7.0 |" in lines
+    assert "| fit of 209 images, here with calibration | 4.00 s | 1.33 s | 3.0 |" in lines
+    assert "| one photo to map and verdict, OpenVINO | 40.0 ms (95 %: 40.0) | 16.0 ms (95 %: 16.0) | 2.5 |" in lines
+    assert all(line.count("|") == len(HEADER) + 1 for line in lines[:-2])
+
+
+def test_a_record_names_machine_versions_and_commit_but_no_path(records):
+    record = read_record(records, "train")
+    assert record["machine"]["cpu"] and record["machine"]["cores"] >= 1
+    assert record["versions"]["anomalib"] == "2.7.0"
+    assert "commit" in record
+    assert str(Path.home()) not in (records / "train.json").read_text()
+
+
+def test_a_missing_record_says_how_to_make_it(tmp_path):
+    with pytest.raises(UserError, match=r"benchmarks/train\.py"):
+        readme_table(tmp_path)
+
+
+@pytest.mark.skipif(not RECORDS.is_dir(), reason="no benchmark has been recorded yet")
+def test_the_readme_shows_the_records():
+    assert readme_table(RECORDS) in (ROOT / "README.md").read_text()
