@@ -68,8 +68,8 @@ class SyntheticBottles(MVTecAD):
         test_good: int = 12,
         test_per_defect: int = 6,
         data_seed: int = 0,
-        train_batch_size: int = 16,
-        eval_batch_size: int = 16,
+        train_batch_size: int = 8,
+        eval_batch_size: int = 8,
         num_workers: int | None = 0,
     ) -> None:
         counts = {"train_good": train_good, "test_good": test_good, "test_per_defect": test_per_defect}

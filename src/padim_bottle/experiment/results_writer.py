@@ -4,11 +4,9 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timezone
 from importlib import import_module
 from pathlib import Path
@@ -27,8 +25,8 @@ from padim_bottle.data.samples import DataDescription, describe, restore_missing
 from padim_bottle.errors import UserError
 from padim_bottle.evaluation.metrics import Predictions, evaluate, predictions_table
 from padim_bottle.experiment.loggers import log_results
+from padim_bottle.experiment.pictures import Pictures, to_pictures
 from padim_bottle.experiment.summary import print_summary
-from padim_bottle.figures.panels import HeatmapScale, draw_panels, lay_out, write_png, write_strip
 from padim_bottle.files import write_whole
 from padim_bottle.runs import environment
 from padim_bottle.runs.description import (
@@ -38,16 +36,13 @@ from padim_bottle.runs.description import (
     run_seed,
     run_thresholds,
 )
-from padim_bottle.runs.finished import DATA_FILE, save_data, strip_path
-from padim_bottle.runs.folder import partial_folder, picture_path, publish, remove_abandoned
+from padim_bottle.runs.finished import DATA_FILE, save_data
+from padim_bottle.runs.folder import partial_folder, publish, remove_abandoned
 
 logger = logging.getLogger(__name__)
 
 ODDEST = 15
 """Of a folder of photos, this many training photos are drawn: those that look least like the others."""
-
-IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
 class ResultsWriter(Callback):
@@ -92,6 +87,7 @@ class ResultsWriter(Callback):
         self.metrics: dict[str, Any] | None = None
         self._data: DataDescription | None = None
         self._partial: Path | None = None
+        self._pictures: Pictures | None = None
         self._seconds: dict[str, float] = {}
         self._started: dict[str, float] = {}
 
@@ -160,14 +156,11 @@ class ResultsWriter(Callback):
         self._scores: list[torch.Tensor] = []
         self._maps: list[np.ndarray] = []
         self._masks: list[np.ndarray] = []
-        self._drawings: list[Future] = []
-        self._pictures: set[Path] = set()
-        self._pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="draw")
+        self._thresholds = run_thresholds(pl_module, trainer.datamodule)
+        self._pictures = Pictures(self._partial, self._thresholds, pl_module, strips=self.report)
         if self.report:
             # Loaded while the network computes, for it takes half a second.
-            self._pool.submit(import_module, "padim_bottle.report.run_report")
-        self._thresholds = run_thresholds(pl_module, trainer.datamodule)
-        self._scale: HeatmapScale | None = None
+            self._pictures.beside(import_module, "padim_bottle.report.run_report")
 
     def on_test_batch_end(
         self,
@@ -192,21 +185,15 @@ class ResultsWriter(Callback):
         self._maps.append(maps)
         self._masks.append(masks)
         if self.images:
-            pictures = _to_pictures(outputs.image)
             p_values = _p_values(pl_module, scores)
-            scale = self._heatmap_scale(pl_module, maps)
-            for i, path in enumerate(outputs.image_path):
-                self._drawings.append(
-                    self._pool.submit(
-                        self._draw,
-                        picture_path(Path(self._data.defect_types[path], Path(path).name), self._pictures),
-                        pictures[i],
-                        maps[i],
-                        None if path in self._data.unmasked else masks[i],
-                        scale,
-                        float(scores[i]),
-                        None if p_values is None else float(p_values[i]),
-                    )
+            for i, (path, picture) in enumerate(zip(outputs.image_path, to_pictures(outputs.image), strict=True)):
+                self._pictures.add(
+                    Path(self._data.defect_types[path], Path(path).name),
+                    picture,
+                    maps[i],
+                    None if path in self._data.unmasked else masks[i],
+                    float(scores[i]),
+                    None if p_values is None else float(p_values[i]),
                 )
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -217,9 +204,7 @@ class ResultsWriter(Callback):
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._review(trainer, pl_module)
         self._start("draw")
-        for drawing in self._drawings:
-            drawing.result()
-        self._pool.shutdown()
+        self._pictures.finish()
         self._stop("draw")
 
         self._start("evaluate")
@@ -267,8 +252,8 @@ class ResultsWriter(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no half-written result behind."""
-        if hasattr(self, "_pool"):
-            self._pool.shutdown(cancel_futures=True)
+        if self._pictures is not None:
+            self._pictures.cancel()
         if self._partial is not None:
             shutil.rmtree(self._partial, ignore_errors=True)
             with contextlib.suppress(OSError):
@@ -298,48 +283,11 @@ class ResultsWriter(Callback):
             return
         oddest, data = table.head(ODDEST), trainer.datamodule.train_data
         maps = pl_module.leave_one_out_maps(list(oddest.index)).float().cpu().numpy()
-        scale = self._heatmap_scale(pl_module, maps)
         row_of = {path: row for row, path in enumerate(data.samples["image_path"])}
         for photo, anomaly_map in zip(oddest.itertuples(), maps, strict=True):
             picture = (data[row_of[photo.image_path]].image * 255).round().byte().permute(1, 2, 0).numpy()
-            target = picture_path(Path("train", Path(photo.image_path).name), self._pictures)
-            self._drawings.append(
-                self._pool.submit(self._draw, target, picture, anomaly_map, None, scale, photo.score, photo.p_value)
-            )
-
-    def _draw(
-        self,
-        target: Path,
-        picture: np.ndarray,
-        anomaly_map: np.ndarray,
-        mask: np.ndarray | None,
-        scale: HeatmapScale,
-        score: float,
-        p_value: float | None,
-    ) -> None:
-        caption = f"score {score:.2f}"
-        if self._thresholds.image is not None:
-            verdict = "anomalous" if score >= self._thresholds.image else "good"
-            caption = f"{verdict}: {caption}, threshold {self._thresholds.image:.2f}"
-        if p_value is not None:
-            caption += f", p = {p_value:.3f}"
-        pixel_threshold = np.inf if self._thresholds.pixel is None else self._thresholds.pixel
-        panels = draw_panels(picture, anomaly_map, mask, anomaly_map >= pixel_threshold, scale)
-        write_png(self._partial / target, lay_out(panels, scale, caption))
-        if self.report:
-            write_strip(self._partial / strip_path(target), panels)
-
-    def _heatmap_scale(self, pl_module: LightningModule, maps: np.ndarray) -> HeatmapScale:
-        """One scale for all images of a run; without a threshold, that of the first batch."""
-        if self._scale is None:
-            threshold = self._thresholds.pixel
-            if threshold is None:
-                self._scale = HeatmapScale(float(maps.min()), float(maps.max()))
-            else:
-                spread = getattr(pl_module.post_processor, "pixel_scale", None)
-                typical = threshold / 2 if spread is None else threshold - float(spread)
-                self._scale = HeatmapScale.from_threshold(threshold, typical)
-        return self._scale
+            name = Path("train", Path(photo.image_path).name)
+            self._pictures.add(name, picture, anomaly_map, None, photo.score, photo.p_value)
 
     def _header(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         return {
@@ -429,12 +377,6 @@ def _p_values(pl_module: LightningModule, scores: torch.Tensor) -> np.ndarray | 
 
 def _to_numpy(values: torch.Tensor | None) -> np.ndarray:
     return np.empty(0, np.float32) if values is None else values.detach().float().cpu().numpy()
-
-
-def _to_pictures(images: torch.Tensor) -> np.ndarray:
-    """Undo the normalisation: (B, 3, H, W) tensors to (B, H, W, 3) bytes."""
-    pictures = images.detach().float().cpu() * IMAGENET_STD + IMAGENET_MEAN
-    return (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def _discard_workspace(trainer: Trainer) -> None:
