@@ -16,7 +16,7 @@ from padim_bottle.experiment.train import build, train
 from padim_bottle.runs.table import read_runs
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = [*sorted((ROOT / "configs").glob("*.yaml")), *sorted((ROOT / "configs" / "peers").glob("*.yaml"))]
 EXPERIMENTS = [config for config in CONFIGS if "model" in yaml.safe_load(config.read_text())]
 OTHER_DATA = {"folder": "my_parts", "visa": "visa", "mvtec_ad2": "MVTec_AD_2"}
 REAL = [config for config in EXPERIMENTS if config.stem not in {"demo", *OTHER_DATA}]
@@ -74,7 +74,7 @@ def test_every_config_parses_and_names_its_own_results(config, random_weights, t
     assert writer["class_path"] == "padim_bottle.ResultsWriter"
     name = writer["init_args"]["experiment"]
     assert name == config.stem or (config.stem == "demo" and "synthetic" in name and "random" in name)
-    assert f"configs/{config.name}" in config.read_text().split("model:")[0], "the head names the command"
+    assert config.relative_to(ROOT).as_posix() in config.read_text().split("model:")[0], "the head names the command"
 
 
 def init_defaults(class_path):
@@ -128,20 +128,18 @@ def test_every_config_runs(config, bottles, random_weights, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MVTEC_AD_ROOT", str(bottles))
     text = yaml.safe_load(config.read_text())
-    ours = text["model"]["class_path"].startswith("padim_bottle.")
-    arguments = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
-    if ours:
-        arguments += [
-            "--model.init_args.pre_trained", "false", "--model.init_args.image_size", "[64, 64]",
-            "--model.init_args.n_features", "30", "--data.init_args.verify", "false",
-            "--data.init_args.num_workers", "0",
-        ]  # fmt: skip
-        train(config, arguments, seed=1)
-    else:
-        # The control's MVTecAD is verified against the published bottle, which these are not.
-        monkeypatch.setattr("padim_bottle.data.mvtec.verify_category", lambda *_: "unverified")
-        arguments += ["--model.init_args.n_features", "30", "--data.init_args.num_workers", "0"]
-        train(config, arguments, seed=1)
+    arguments = [
+        "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--data.init_args.num_workers", "0",
+    ]  # fmt: skip
+    if text["model"]["class_path"].endswith(".Padim"):
+        arguments += ["--model.init_args.n_features", "30"]
+    if text["model"]["class_path"].startswith("padim_bottle."):
+        arguments += ["--model.init_args.pre_trained", "false", "--model.init_args.image_size", "[64, 64]"]
+    if "max_epochs" in text["trainer"]:
+        arguments += ["--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1"]
+    # These bottles are not the published one, against which a config's own MVTecAD is verified.
+    monkeypatch.setattr("padim_bottle.data.mvtec.verify_category", lambda *_: "unverified")
+    train(config, arguments, seed=1)
     metrics = json.loads((tmp_path / "results" / config.stem / "seed_1" / "metrics.json").read_text())
     assert metrics["seed"] == 1
     assert 0 <= metrics["image_AUROC"] <= 1
