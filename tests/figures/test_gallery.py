@@ -14,6 +14,7 @@ from padim_bottle.evaluation.curves import region_weights, trace_curve
 from padim_bottle.evaluation.metrics import Predictions
 from padim_bottle.figures import gallery as figures
 from padim_bottle.figures.gallery import FIGURES, draw_figures, render, save_figures
+from padim_bottle.figures.images import draw_side_by_side
 from padim_bottle.figures.scores import draw_confusion_matrix, draw_precision_recall, draw_roc, draw_score_histogram
 from padim_bottle.runs.finished import read_recorded_run, reference_thresholds, save_data
 
@@ -130,6 +131,31 @@ def test_the_hardest_images_and_the_first_cases_are_chosen_by_rule(run):
         scores = np.sort(table.loc[table["defect_type"] == defect, "score"])
         (text,) = [t.get_text() for t in drawn["began_with"].figure.axes[0].texts if t.get_text().startswith(defect)]
         assert f"score {scores[len(scores) // 2]:.2f}" in text
+
+
+def test_models_are_shown_side_by_side_on_what_is_hardest_for_any_of_them(run, tmp_path):
+    other = read_recorded_run(write_run(tmp_path / "seed_1", seed=1))
+    _, _, figure = draw_side_by_side({"one": run, "other": other}, count=2)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    rows = [texts[i : i + 2] for i in range(0, len(texts), 2)]
+    assert [{text.split(":")[0] for text in row} for row in rows] == [{"one"}, {"other"}, {"one"}, {"other"}]
+    for label, (mine, theirs) in zip((True, False), (rows[:2], rows[2:]), strict=True):
+        images = [text.split(": ")[1].split("\n")[0] for text in mine]
+        assert images == [text.split(": ")[1].split("\n")[0] for text in theirs]
+        for model, row in ((run, mine), (other, theirs)):
+            table = model.predictions[model.predictions["label"] == label]
+            scores = (table["defect_type"] + "/" + table["image"]).to_list()
+            hardest = table["score"].min() if label else table["score"].max()
+            candidates = {name for name, score in zip(scores, table["score"], strict=True) if score == hardest}
+            # What is hardest for one model is shown with both.
+            assert candidates & set(images)
+            for name, text in zip(images, row, strict=True):
+                assert f"score {table['score'].to_list()[scores.index(name)]:.2f}" in text
+
+
+def test_models_without_pictures_are_not_drawn_side_by_side(tmp_path):
+    bare = read_recorded_run(write_run(tmp_path / "seed_0", pictures=False))
+    assert draw_side_by_side({"one": bare, "other": bare}) is None
 
 
 @pytest.mark.parametrize(

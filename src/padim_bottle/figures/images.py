@@ -1,11 +1,12 @@
 """Figures of images: what good ones look like to the model, the hardest ones, the two cases that this began from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from padim_bottle.figures.panels import Picture, read_strip
@@ -62,6 +63,42 @@ def draw_hardest_images(run: RecordedRun, count: int = 4) -> Drawing:
         "right, the anomaly map, on the colour scale of the whole run."
     )
     return "The hardest images", caption, figure
+
+
+def draw_side_by_side(runs: Mapping[str, RecordedRun], count: int = 3) -> Drawing:
+    """Draw the maps of several models on the same test images: the hardest defects and the hardest good images.
+
+    An image is as hard as its lowest rank with any of the models; scores of different models have no common scale.
+
+    Args:
+        runs: runs on the same test images, by the name of the model.
+        count: of defective and of good images.
+    """
+    # Every run has the strip of an image at the same place.
+    drawable = [run.predictions[run.predictions["strip"].notna()] for run in runs.values()]
+    tables = [table.set_index("strip", drop=False) for table in drawable]
+    tiles, texts = [], []
+    for label in (True, False):
+        # Rank 1: the defective image that scores lowest, the good one that scores highest.
+        chosen = [table.loc[table["label"] == label, "score"].rank(ascending=label) for table in tables]
+        ranks = pd.concat(chosen, axis=1, join="inner")
+        order = pd.DataFrame({"any": ranks.min(axis=1), "all": ranks.mean(axis=1)}).sort_values(["any", "all"])
+        hardest = order.index[:count]
+        for (name, run), table in zip(runs.items(), tables, strict=True):
+            cases = list(table.loc[hardest].itertuples(index=False))
+            if cases:
+                tiles.append([_decision_and_map(*_panels(run, case.strip)) for case in cases])
+                texts.append([f"{plain(name)}: {_describe(run, case)}" for case in cases])
+    if not tiles:
+        return None
+    caption = (
+        f"The defective images that score lowest and the good images that score highest with {' or '.join(runs)}, each "
+        "with every model. Left, the photograph with the true defect (dashed blue) and the predicted one (solid "
+        "yellow); right, the anomaly map. Scores of different models have no common scale, so one rule makes the "
+        "colours comparable: the darkest is each model's typical normal pixel, and its pixel threshold lies at 40 % "
+        "of the scale."
+    )
+    return "The same images, model by model", caption, _mosaic(tiles, texts)
 
 
 def draw_began_with(run: RecordedRun) -> Drawing:
