@@ -97,7 +97,8 @@ class ExperimentCLI(AnomalibCLI):
     def choose(self, seed: int | None = None, experiment: str | None = None, results: Path | None = None) -> None:
         """Override the seed, the name of the results folder, and the folder of all results; ``None`` leaves them."""
         if seed is not None:
-            self._seed_settings()[0][self._seed_settings()[1]] = seed
+            place, name = self._seed_settings()
+            place[name] = seed
         if experiment is not None:
             self.writer_settings.experiment = experiment
         if results is not None:
