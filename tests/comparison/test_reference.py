@@ -12,7 +12,13 @@ from padim_bottle.runs.table import read_runs
 REPOSITORY = Path(__file__).parents[2]
 REFERENCE = REPOSITORY / "results" / "reference"
 # The order of the table: ours first.
-EXPERIMENTS = ("padim_resnet18", "padim_resnet18_local", "padim_efficientnet_lite0", "padim_resnet18_anomalib")
+EXPERIMENTS = (
+    "padim_resnet18_grids",
+    "padim_efficientnet_lite0_grids",
+    "padim_resnet18",
+    "padim_efficientnet_lite0",
+    "padim_resnet18_anomalib",
+)
 
 
 def published_table(text: str) -> list[str]:
