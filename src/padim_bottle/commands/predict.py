@@ -11,7 +11,7 @@ from padim_bottle.commands.arguments import new_parser, positive, rate
 from padim_bottle.console import quiet_imports
 from padim_bottle.deploy.photos import find_photos, judge
 from padim_bottle.deploy.verdict_table import VerdictTable, explain_together, judge_together, verdict_row
-from padim_bottle.errors import run_command
+from padim_bottle.errors import UserError, run_command
 
 PREDICT_HELP = """\
 Judge photos with a fitted model: path, score, p-value (how often a good photo scores at least this high) and verdict,
@@ -96,7 +96,7 @@ def _predict(options: argparse.Namespace) -> int:
     def judged(bar: Any) -> Iterator[dict[str, Any]]:
         for path, outcome in judge(predictor, photos, options.batch_size):
             row = verdict_row(predictor.rule, path, outcome, monitor)
-            if pictures is not None and "error" not in row:
+            if pictures is not None and not isinstance(outcome, UserError):
                 pictures.write(path, outcome)
             bar.update()
             yield row

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from padim_bottle.commands.arguments import new_parser
 from padim_bottle.errors import UnavailableError, UserError, run_command
@@ -80,11 +81,12 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def _overrides_for(options: argparse.Namespace) -> list[str]:
     """Return what replaces a config's data by a folder of photos."""
-    data = {"class_path": "padim_bottle.Photos", "init_args": {"folder": str(options.photos)}}
+    arguments: dict[str, Any] = {"folder": str(options.photos)}
     if options.test is not None:
-        data["init_args"]["test"] = str(options.test)
+        arguments["test"] = str(options.test)
     if options.group == "parent-folder":
-        data["init_args"]["subfolders"] = True
+        arguments["subfolders"] = True
+    data = {"class_path": "padim_bottle.Photos", "init_args": arguments}
     group = [] if options.group is None else ["--model.init_args.group", options.group]
     return ["--data", json.dumps(data), *group]
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from anomalib.data import AnomalibDataModule, ImageItem
@@ -92,13 +93,13 @@ class OrderedLoading(AnomalibDataModule):
         """Load the training photos."""
         return self._dataloader(self.train_data, self.train_batch_size)
 
-    def val_dataloader(self) -> DataLoader | list:
+    def val_dataloader(self) -> DataLoader | list[Any]:
         """Load the validation photos."""
         if self.val_split_mode is ValSplitMode.NONE or not len(self.val_data):
             return []
         return self._dataloader(self.val_data, self.eval_batch_size)
 
-    def test_dataloader(self) -> DataLoader | list:
+    def test_dataloader(self) -> DataLoader | list[Any]:
         """Load the test photos."""
         return self._dataloader(self.test_data, self.eval_batch_size) if len(self.test_data) else []
 

@@ -11,6 +11,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
@@ -91,7 +92,7 @@ def fetch_archive(category: str, folder: Path) -> None:
         raise SourceError(_reason(error)) from error
 
 
-def unpack(stream: object, folder: Path) -> None:
+def unpack(stream: IO[bytes], folder: Path) -> None:
     """Unpack a tar archive, which need not be trusted, from a stream of bytes.
 
     Args:

@@ -60,8 +60,9 @@ def _decode(path: str | Path, mode: str) -> np.ndarray:
     """Decode to 8-bit "RGB" (H, W, 3), or to "L" (H, W), which keeps 16 bits where there are any."""
     try:
         # From memory: of a TIFF that Pillow opens and closes itself, it turns the pixels twice.
-        with Image.open(BytesIO(Path(path).read_bytes())) as image:
-            image.load()
+        with Image.open(BytesIO(Path(path).read_bytes())) as opened:
+            opened.load()
+            image: Image.Image = opened
             if image.mode in ("I", "F") and not _is_16_bit_grey(image):
                 raise UserError(
                     f"The image {path} has 32-bit values, whose range is not known. Save it with 8 or 16 bits."

@@ -9,6 +9,7 @@ The pictures only look like MVTec AD: they say whether the code works, never how
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from padim_bottle.data.dataset import check_at_least
 from padim_bottle.data.mvtec import MVTecAD
 from padim_bottle.errors import UserError
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 Picture = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 

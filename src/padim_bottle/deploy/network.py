@@ -1,6 +1,7 @@
 """The whole of inference as one network, from a photo's pixels to its verdict: what predicts, and what is exported."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from anomalib.data import InferenceBatch
@@ -63,7 +64,7 @@ class EndToEndPadim(ExportMixin, LightningModule):
         return raw if self.post_processor is None else self.post_processor(raw)
 
 
-def _exportable(transform: Callable | None) -> nn.Module | None:
+def _exportable(transform: Callable[..., Any] | None) -> nn.Module | None:
     """Return the same preprocessing with its antialiased resizing in plain operations."""
     if isinstance(transform, Compose):
         return nn.Sequential(*map(_exportable, transform.transforms))

@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -59,7 +60,7 @@ def draw(photo: NDArray[np.uint8], prediction: ImagePrediction) -> tuple[NDArray
     """Return the heatmap over the photo (h, w, 3) and the mask (h, w), 255 where anomalous, at the photo's own size."""
     height, width = photo.shape[:2]
     shrinks = height < prediction.anomaly_map.shape[0]
-    anomaly_map = cv2.resize(
+    anomaly_map: Any = cv2.resize(
         prediction.anomaly_map, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     )
     # Normalised: the threshold is at 0.5 and a typical good pixel at 0.25.
@@ -68,4 +69,5 @@ def draw(photo: NDArray[np.uint8], prediction: ImagePrediction) -> tuple[NDArray
     # The mask is the model's own where sizes agree; else its border follows the map, not the model's coarser pixels.
     same = prediction.mask.shape == (height, width)
     mask = prediction.mask if same else anomaly_map >= 0.5
-    return cv2.addWeighted(grey, 0.35, colours, 0.65, 0), (mask * 255).astype("uint8")
+    heatmap: Any = cv2.addWeighted(grey, 0.35, colours, 0.65, 0)
+    return heatmap, (mask * 255).astype("uint8")

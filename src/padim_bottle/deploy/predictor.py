@@ -17,7 +17,7 @@ from padim_bottle.deploy.verdict import ImageRule, raw_scores
 from padim_bottle.errors import UserError
 
 # From photos (B, 3, H, W), RGB float32 in [0, 1], to anomalib's outputs by name, and to raw_score where it is at hand.
-Run = Callable[[NDArray[np.float32]], dict[str, NDArray]]
+Run = Callable[[NDArray[np.float32]], dict[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ class Predictor:
         channels = [Image.fromarray(channel) for channel in photo.astype(np.float32).transpose(2, 0, 1)]
         if self.size:
             channels = [channel.resize(tuple(self.size[::-1]), Image.Resampling.BILINEAR) for channel in channels]
-        return np.stack([np.asarray(channel) for channel in channels]) / np.float32(255)
+        return np.stack([np.asarray(channel, dtype=np.float32) for channel in channels]) / np.float32(255)
 
     def predict(self, photos: Sequence[NDArray[np.uint8]]) -> list[ImagePrediction]:
         """Predict photos (h, w, 3), RGB uint8, of any sizes."""
@@ -90,7 +90,7 @@ class Predictor:
         rows = [dict(zip(outputs, values, strict=True)) for values in zip(*outputs.values(), strict=True)]
         return [self._prediction(row) for row in rows]
 
-    def _prediction(self, outputs: dict[str, NDArray]) -> ImagePrediction:
+    def _prediction(self, outputs: dict[str, NDArray[Any]]) -> ImagePrediction:
         normalised = outputs["pred_score"].item()
         score = outputs["raw_score"].item() if "raw_score" in outputs else self._trained.score(normalised)
         return ImagePrediction(
@@ -103,7 +103,7 @@ class Predictor:
             map_mean=self._map_mean(outputs["anomaly_map"]),
         )
 
-    def _map_mean(self, anomaly_map: NDArray[np.float32]) -> float | None:
+    def _map_mean(self, anomaly_map: NDArray[np.floating]) -> float | None:
         drift = self.card["drift"]
         if drift is None:
             return None
@@ -168,7 +168,7 @@ def _load_checkpoint(path: Path, device: str, threads: int | None, alpha: float 
     card = describe_padim(padim, read_metrics(path.parent))
     network = EndToEndPadim(padim).to(device)
 
-    def run(photos: NDArray[np.float32]) -> dict[str, NDArray]:
+    def run(photos: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         with torch.inference_mode():
             raw = network.raw(torch.from_numpy(photos).to(device, memory_format=torch.channels_last))
             outputs = {"raw_score": raw.pred_score, **network.judge(raw)._asdict()}
@@ -205,7 +205,7 @@ def _load_openvino(folder: Path, card: dict[str, Any], threads: int | None) -> R
         raise UserError(f"OpenVINO cannot load {file}: {_last_line(error)}.") from error
     names = [output.any_name for output in compiled.outputs]
 
-    def run(photos: NDArray[np.float32]) -> dict[str, NDArray]:
+    def run(photos: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         outputs = compiled(photos)
         # Copies: the next inference writes into the same memory.
         return {name: np.array(outputs[i]) for i, name in enumerate(names)}

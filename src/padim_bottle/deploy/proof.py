@@ -157,7 +157,8 @@ def _predict(predictor: Predictor, photos: ProofPhotos) -> list[ImagePrediction]
 
 
 def _metrics(predictor: Predictor, predictions: list[ImagePrediction], photos: ProofPhotos) -> dict[str, float | None]:
-    types = [GOOD if mask is None else path.parent.name for path, mask in zip(photos.paths, photos.masks, strict=True)]
+    masks = photos.masks or []
+    types = [GOOD if mask is None else path.parent.name for path, mask in zip(photos.paths, masks, strict=True)]
     size = predictions[0].anomaly_map.shape
     metrics = evaluate(
         Predictions(
@@ -166,7 +167,7 @@ def _metrics(predictor: Predictor, predictions: list[ImagePrediction], photos: P
             labels=np.array([name != GOOD for name in types]),
             scores=np.array([prediction.score for prediction in predictions]),
             anomaly_maps=np.stack([prediction.anomaly_map for prediction in predictions]),
-            masks=np.stack([_mask(mask, size) for mask in photos.masks]),
+            masks=np.stack([_mask(mask, size) for mask in masks]),
         ),
         # Scores are raw here, maps normalised: that changes no metric, for normalising keeps the order.
         Thresholds(predictor.card["thresholds"]["image"], 0.5, predictor.card["thresholds"]["source"]),

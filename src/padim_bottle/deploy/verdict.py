@@ -70,7 +70,7 @@ class ImageRule:
             return normalised
         if self.calibration is None:
             return self.threshold + (normalised - 0.5) * self.scale
-        return float(raw_scores(np.float64(normalised), self.threshold, self.scale))
+        return float(raw_scores(np.array(normalised), self.threshold, self.scale))
 
     def p_value(self, score: float) -> float | None:
         """Return ``(1 + #{calibration scores >= score}) / (N + 1)``; None for a model without calibration."""

@@ -58,7 +58,7 @@ def judge_together(rows: Iterable[Row], rate: float) -> list[Row]:
 
     rows = list(rows)
     judged = [row for row in rows if "error" not in row]
-    found = discoveries(np.array([row["p_value"] for row in judged]), rate) if judged else []
+    found: Any = discoveries(np.array([row["p_value"] for row in judged]), rate) if judged else []
     for row, anomalous in zip(judged, found, strict=True):
         row["verdict"] = "anomalous" if anomalous else "good"
         del row["threshold"]  # there is none: what is anomalous depends on the others
@@ -111,7 +111,7 @@ class VerdictTable:
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        if self.file is None:
+        if self.file is None or self._stream is None:
             return
         self._stream.close()
         if failure is None:

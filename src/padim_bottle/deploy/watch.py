@@ -294,9 +294,9 @@ def _observe(folder: Path, reports: SimpleQueue[tuple[str, str]]) -> Any:
         class Handler(FileSystemEventHandler):
             def on_any_event(self, event: FileSystemEvent) -> None:
                 if event.event_type in ("created", "modified", "closed"):
-                    reports.put((event.event_type, event.src_path))
+                    reports.put((event.event_type, str(event.src_path)))
                 elif event.event_type == "moved" and event.dest_path:
-                    reports.put(("moved", event.dest_path))
+                    reports.put(("moved", str(event.dest_path)))
 
         observer = Observer()
         observer.schedule(Handler(), str(folder), recursive=True)

@@ -81,6 +81,12 @@ class Predictions:
         if self.masks is not None:
             self._refuse(self.masks.any(axis=(1, 2)) & ~self.labels, "it is labelled good but its mask marks a defect")
 
+    def pixels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return anomaly_maps and masks; raise ValueError where there are none."""
+        if self.anomaly_maps is None or self.masks is None:
+            raise ValueError("these predictions have no anomaly maps or no masks")
+        return self.anomaly_maps, self.masks
+
     def with_masks(self) -> "Predictions | None":
         """Return the predictions on images whose masks are known; ``None`` where that leaves no good or defective one.
 
@@ -160,7 +166,8 @@ def evaluate(predictions: Predictions, thresholds: Thresholds) -> dict[str, Any]
         best_counts = confusion_matrix(scores > image_curve.f1_max[1], labels)
     pixel_counts = None
     if with_masks is not None and thresholds.pixel is not None:
-        pixel_counts = confusion_matrix(_at_least(with_masks.anomaly_maps, thresholds.pixel), with_masks.masks)
+        maps, masks = with_masks.pixels()
+        pixel_counts = confusion_matrix(_at_least(maps, thresholds.pixel), masks)
 
     per_defect = {}
     for defect in defects:
@@ -243,11 +250,12 @@ def predictions_table(
 def _trace_pixels(predictions: Predictions) -> dict[str | None, Curve | None]:
     """Trace the pixels' curve for each defect type against the good images, and for all of them (None)."""
     types = np.array(predictions.defect_types)
+    all_maps, all_masks = predictions.pixels()
     normal: dict[str, np.ndarray] = {}
     defective: dict[str, np.ndarray] = {}
     weights: dict[str, np.ndarray] = {}
     for name in sorted(set(predictions.defect_types)):
-        maps, masks = predictions.anomaly_maps[types == name], predictions.masks[types == name]
+        maps, masks = all_maps[types == name], all_masks[types == name]
         normal[name], defective[name] = maps[~masks], maps[masks]
         normal[name].sort()  # the one costly sort: every normal pixel, once
         weights[name] = region_weights(masks)

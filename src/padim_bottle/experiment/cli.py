@@ -184,7 +184,8 @@ def weights_for_timm() -> Iterator[list[Weights]]:
 
     anomalib's models name a backbone and leave the rest to timm, which looks on the Hugging Face hub alone.
     """
-    create_model, found = timm.create_model, []
+    create_model: Any = timm.create_model
+    found: list[Weights] = []
 
     def create(name: str, pretrained: bool = False, **arguments: Any) -> nn.Module:
         if pretrained and not name.startswith(LOCAL_PREFIX):
@@ -192,7 +193,7 @@ def weights_for_timm() -> Iterator[list[Weights]]:
             found.append(weights)
         return create_model(name, pretrained=pretrained, **arguments)
 
-    timm.create_model = create
+    timm.create_model = create  # type: ignore[assignment]
     try:
         yield found
     finally:

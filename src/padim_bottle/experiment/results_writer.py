@@ -21,7 +21,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import SaveConfigCallback
 
 from padim_bottle.data.photos import Photos
-from padim_bottle.data.samples import DataDescription, describe, restore_missing_masks
+from padim_bottle.data.samples import describe, restore_missing_masks
 from padim_bottle.errors import UserError
 from padim_bottle.evaluation.metrics import Predictions, evaluate, predictions_table
 from padim_bottle.experiment.loggers import log_results
@@ -83,11 +83,13 @@ class ResultsWriter(Callback):
         self.report = report
         self.quiet = False
         self.features_from_seed: int | None = None
-        self.folder: Path | None = None
-        self.metrics: dict[str, Any] | None = None
-        self._data: DataDescription | None = None
-        self._partial: Path | None = None
-        self._pictures: Pictures | None = None
+        # Of the run at work or just finished, None before: a Path, what metrics.json has, a DataDescription, the hidden
+        # Path that becomes the folder, Pictures.
+        self.folder: Any = None
+        self.metrics: Any = None
+        self._data: Any = None
+        self._partial: Any = None
+        self._pictures: Any = None
         self._seconds: dict[str, float] = {}
         self._started: dict[str, float] = {}
 

@@ -30,6 +30,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from scipy import stats
@@ -213,14 +214,15 @@ def position_statistics(maps: Iterator[torch.Tensor], count: int) -> tuple[torch
     The standard deviation is bounded below by a thousandth of its own median over the map: where good images do not
     differ at all, any difference counts, but not infinitely.
     """
-    total = squares = shift = None
+    total: Any = 0.0
+    squares: Any = 0.0
+    shift: Any = None
     for batch in maps:
         batch = batch if batch.device.type == "mps" else batch.double()
         if shift is None:
             shift = batch.mean(dim=0)
-            total, squares = torch.zeros_like(shift), torch.zeros_like(shift)
-        total += (batch - shift).sum(dim=0)
-        squares += (batch - shift).square().sum(dim=0)
+        total = total + (batch - shift).sum(dim=0)
+        squares = squares + (batch - shift).square().sum(dim=0)
     mean = shift + total / count
     variance = (squares - total.square() / count).clamp_min(0) / (count - 1)
     std = variance.sqrt()

@@ -103,7 +103,7 @@ class PatchEmbedding(nn.Module):
             parts.append(feature.permute(0, 2, 3, 1).flatten(1, 2))
         return torch.stack(parts).sum(dim=0) if projected else torch.cat(parts, dim=-1)
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: object) -> None:
         for name in ("idx", "projection"):
             value = state_dict.setdefault(prefix + name, torch.empty(0))
             setattr(self, name, torch.empty_like(value, device=getattr(self, name).device))

@@ -1,6 +1,7 @@
 """The training embeddings, kept for leave-one-out calibration."""
 
 import tempfile
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ class EmbeddingBank:
         self.count = 0
         self._shape = (0, 0)
         self._batches: list[torch.Tensor] = []
-        self._file = None
+        self._file: Any = None  # a temporary file
 
     def append(self, embedding: torch.Tensor) -> None:
         """Add a batch (B, P, d), float32.
@@ -68,4 +69,4 @@ class EmbeddingBank:
         """Forget the embeddings and free their memory or disk."""
         if self._file is not None:
             self._file.close()
-        self.__init__()
+        EmbeddingBank.__init__(self)

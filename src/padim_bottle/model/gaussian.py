@@ -104,11 +104,11 @@ class PatchGaussians(nn.Module):
         delta = (embedding - self.mean).transpose(0, 1)  # (P, B, d)
         return torch.linalg.vector_norm(torch.bmm(delta, self.precision_cholesky), dim=-1).transpose(0, 1)
 
-    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(self, destination: dict[str, torch.Tensor], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "precision_cholesky"] = pack_lower(self.precision_cholesky, self.storage_dtype)
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: object) -> None:
         mean = state_dict.get(prefix + "mean")
         packed = state_dict.get(prefix + "precision_cholesky")
         if mean is not None and packed is not None:

@@ -1,5 +1,7 @@
 """One grid of positions: an embedding and a Gaussian at each of them."""
 
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -74,8 +76,6 @@ class PatchGrid(nn.Module):
             block = slice(start, start + BLOCK)
             if parts is not None and distances is not None:
                 deltas = self.bank.block(block).sub_(gaussian.mean[block])
-                distances[:, block] = leave_part_out_distances(
-                    deltas, lambda freedom, block=block: gaussian.covariance(block, freedom), parts
-                )
+                distances[:, block] = leave_part_out_distances(deltas, partial(gaussian.covariance, block), parts)
             gaussian.factorize(block)
         return None if distances is None else distances.unflatten(1, self.shape)

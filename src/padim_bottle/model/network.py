@@ -255,7 +255,7 @@ class PadimModel(AnomalibPadimModel):
         distances = [left_out[images] for left_out in self._left_out]
         return self.to_map(distances, self.image_size, photo)[:, 0]
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: object) -> None:
         if prefix + "gaussian.inv_covariance" in state_dict:
             _from_anomalib(state_dict, prefix)
         # The layout of version 0.1, which had one grid.
@@ -291,7 +291,7 @@ class PadimModel(AnomalibPadimModel):
         return state
 
 
-def _from_anomalib(state_dict: dict, prefix: str) -> None:
+def _from_anomalib(state_dict: dict[str, torch.Tensor], prefix: str) -> None:
     """Turn the entries of anomalib's layout into ours, in place: channels sorted, positions first, factors."""
     order = state_dict[prefix + "idx"].argsort()
     state_dict[prefix + "idx"] = state_dict[prefix + "idx"][order]

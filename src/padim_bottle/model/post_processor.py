@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from anomalib.data import InferenceBatch
 from anomalib.post_processing import PostProcessor
 
 from padim_bottle.model.calibration import Calibration, conformal_threshold, p_value
@@ -34,6 +35,9 @@ class CalibratedPostProcessor(PostProcessor):
         self.calibration_map_means: torch.Tensor
         self.image_scale: torch.Tensor
         self.pixel_scale: torch.Tensor
+        # anomalib's own.
+        self._image_threshold: torch.Tensor
+        self._pixel_threshold: torch.Tensor
 
     @property
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
@@ -64,14 +68,14 @@ class CalibratedPostProcessor(PostProcessor):
     def _normalize_map(self, anomaly_map: torch.Tensor) -> torch.Tensor:
         return _soft_normalize(anomaly_map, self.pixel_threshold, self.pixel_scale)
 
-    def normalize_batch(self, batch) -> None:  # noqa: ANN001
+    def normalize_batch(self, batch: Any) -> None:
         """Normalise the scores and anomaly maps of a batch in place."""
         if batch.anomaly_map is not None:
             batch.anomaly_map = self._normalize_map(batch.anomaly_map)
         if batch.pred_score is not None:
             batch.pred_score = self._normalize_score(batch.pred_score)
 
-    def forward(self, predictions):  # noqa: ANN001, ANN201
+    def forward(self, predictions: InferenceBatch) -> InferenceBatch:
         """Post-process an ``InferenceBatch`` of raw predictions; this is the path of exported models."""
         score, anomaly_map = predictions.pred_score, predictions.anomaly_map
         if self.enable_normalization:
@@ -87,7 +91,7 @@ class CalibratedPostProcessor(PostProcessor):
         # anomalib's strict > misses the image that lies on the threshold.
         return None if preds is None else preds >= threshold
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: object) -> None:
         for name in ("calibration_scores", "calibration_map_means"):
             # Checkpoints of before there was a watch for drift lack the latter.
             value = state_dict.setdefault(prefix + name, torch.empty(0))

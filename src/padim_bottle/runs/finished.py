@@ -79,7 +79,7 @@ class RecordedRun:
     @property
     def calibration_scores(self) -> np.ndarray:
         """Leave-one-out scores of the training images, float32, sorted; (0,) for a run that is not calibrated."""
-        return np.float32(self.calibration.get("scores", []))
+        return np.array(self.calibration.get("scores", []), dtype=np.float32)
 
     def is_real(self) -> bool:
         """Tell whether the images are real and the weights were trained: else the figures say nothing."""
@@ -112,14 +112,14 @@ def save_data(
         map_mean: (H, W) mean of the training images' leave-one-out maps; (0,) if there are none.
         map_std: (H, W) their standard deviation; (0,) if there are none.
     """
-    arrays = {"map_mean": np.float32(map_mean), "map_std": np.float32(map_std)}
+    arrays: dict[str, Any] = {"map_mean": np.float32(map_mean), "map_std": np.float32(map_std)}
     with_masks = None if predictions is None else predictions.with_masks()
     if with_masks is not None:
         curves = list(_pro_curves(with_masks))
         arrays["pro_names"] = np.array([name for name, *_ in curves], dtype=np.str_)
-        arrays |= {f"pro_{i}": np.float32([fpr, overlap]) for i, (_, fpr, overlap) in enumerate(curves)}
-        if pixel_threshold is not None:
-            maps, masks = predictions.anomaly_maps, predictions.masks
+        arrays |= {f"pro_{i}": np.array([fpr, overlap], dtype=np.float32) for i, (_, fpr, overlap) in enumerate(curves)}
+        if predictions is not None and pixel_threshold is not None:
+            maps, masks = predictions.pixels()
             called = maps >= pixel_threshold
             known = 1.0 if predictions.unmasked is None else np.where(predictions.unmasked, np.nan, 1.0)
             defective, normal = known * masks.sum(axis=(1, 2)), known * (~masks).sum(axis=(1, 2))
@@ -250,9 +250,9 @@ def reference_thresholds(run: RecordedRun) -> tuple[list[Reference], list[str]]:
         mark = "this run's own; " if own == best else ""
         found.append(Reference("F1Max", best, f"{mark}the best F1 that any threshold reaches: it has seen the defects"))
         # The same number by another rule: score > threshold.
-        above = float(np.nextafter(best, np.inf))
+        just_above = float(np.nextafter(best, np.inf))
         found.append(
-            Reference("anomalib's", above, "F1Max's, but only scores above it count: it has seen the defects too")
+            Reference("anomalib's", just_above, "F1Max's, but only scores above it count: it has seen the defects too")
         )
     if not len(scores):
         reasons.append("This run was not calibrated: it has no threshold that has not seen the defects.")
@@ -265,7 +265,7 @@ def _pro_curves(predictions: Predictions) -> Iterator[tuple[str, np.ndarray, np.
     defects = sorted(set(predictions.defect_types) - {GOOD})
     for name in (ALL_DEFECTS, *defects):
         chosen = np.isin(types, [GOOD, name]) if name != ALL_DEFECTS else np.ones(len(types), dtype=bool)
-        maps, masks = predictions.anomaly_maps[chosen], predictions.masks[chosen]
+        maps, masks = (array[chosen] for array in predictions.pixels())
         curve = trace_curve([np.sort(maps[~masks])], maps[masks], region_weights(masks))
         if curve is not None:
             yield name, *_thin(curve)
@@ -274,7 +274,7 @@ def _pro_curves(predictions: Predictions) -> Iterator[tuple[str, np.ndarray, np.
 def _thin(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     """Keep a few hundred points of a curve's hundred thousands: even steps in both directions."""
     fpr = np.append(0.0, curve.false_positives[::-1] / curve.negatives)
-    overlap = np.append(0.0, curve.overlap[::-1])
+    overlap = np.append(0.0, np.asarray(curve.overlap)[::-1])
     steps = np.linspace(0, 1, _POINTS)
     kept = np.concatenate([np.searchsorted(overlap, steps), np.searchsorted(fpr, FPR_LIMIT * steps), [0, len(fpr) - 1]])
     kept = np.unique(kept.clip(0, len(fpr) - 1))

@@ -94,7 +94,9 @@ def read_runs(folders: Sequence[str | Path]) -> FinishedRuns:
     Raises:
         UserError: a folder that is not there or that holds no finished run.
     """
-    rows, problems, notes = [], [], []
+    rows: list[dict[str, Any]] = []
+    problems: list[str] = []
+    notes: list[str] = []
     for experiment, folder in _experiments(folders).items():
         finished, passed_over = _find_runs(folder)
         notes += passed_over
@@ -226,7 +228,7 @@ def _check_predictions(folder: Path, metrics: dict[str, Any]) -> None:
     predictions = read_predictions(folder)
     labels, scores = predictions["label"].to_numpy(bool), predictions["score"].to_numpy(float)
     curve = trace_curve([np.sort(scores[~labels])], scores[labels])
-    recomputed = {"image_AUROC": curve and curve.auroc}
+    recomputed = {"image_AUROC": None if curve is None else curve.auroc}
     recorded = metrics["confusion_matrix"]
     if recorded is not None:
         counts = confusion_matrix(predictions["predicted_label"].to_numpy(bool), labels)
@@ -236,7 +238,7 @@ def _check_predictions(folder: Path, metrics: dict[str, Any]) -> None:
         recomputed["image_F1Score"] = hits / (hits + errors) if labels.any() else None
     for name, value in recomputed.items():
         recorded = _number(metrics.get(name), name)
-        if (recorded is None) != (value is None) or (value is not None and abs(value - recorded) > TOLERANCE):
+        if recorded != value and (recorded is None or value is None or abs(value - recorded) > TOLERANCE):
             raise ValueError(f"{name} is {recorded} in metrics.json, {value} by predictions.csv")
 
 

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from padim_bottle.experiment import train
 
@@ -71,6 +72,7 @@ def train_group(
         for run in runs:
             started = time.perf_counter()
             error = None
+            experiment: Any = None
             try:
                 experiment = train.build(
                     run.config, run.overrides, run.seed, run.experiment, run.root, quiet=True, workplace=workplace

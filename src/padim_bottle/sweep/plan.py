@@ -134,7 +134,7 @@ def finished(runs: Sequence[Run]) -> set[Run]:
     from padim_bottle.runs.environment import code_digest
     from padim_bottle.runs.folder import RUN_FILES
 
-    fingerprints: dict[tuple, str | None] = {}
+    fingerprints: dict[tuple[Path, tuple[str, ...]], str | None] = {}
     done = set()
     for run in runs:
         if not all((run.folder / name).is_file() for name in RUN_FILES):
@@ -165,7 +165,7 @@ def in_groups(runs: Sequence[Run], size: int) -> list[list[Run]]:
     return groups
 
 
-def _check_overrides(overrides: dict[str, Any]) -> tuple[dict[str, list], dict[str, Any]]:
+def _check_overrides(overrides: dict[str, Any]) -> tuple[dict[str, list[Any]], dict[str, Any]]:
     """Return the grid, and the settings that are the same for all."""
     for key, values in overrides.items():
         if isinstance(values, list) and not values:

@@ -65,7 +65,7 @@ def _work_off(groups: Sequence[Sequence[Run]], done: int, settings: SweepSetting
 
         cluster = connected(settings.ray.address, settings.ray.num_cpus, settings.ray.num_gpus)
     else:
-        cluster = contextlib.nullcontext()
+        cluster = contextlib.nullcontext()  # type: ignore[assignment]
     left = sum(map(len, groups))
     columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
     failures = []
@@ -75,7 +75,7 @@ def _work_off(groups: Sequence[Sequence[Run]], done: int, settings: SweepSetting
     ):
         bar = progress.add_task("runs", total=left)
         progress.console.print(f"{left} runs to do, {done} done already", highlight=False)
-        cache_folder = settings.cache_folder and Path(settings.cache_folder)
+        cache_folder = Path(settings.cache_folder) if settings.cache_folder else None
         if settings.ray.address:
             outcomes = train_on_ray(groups, settings.ray.num_cpus, settings.ray.num_gpus)
         else:
@@ -123,6 +123,6 @@ def _compare(runs: Sequence[Run]) -> None:
             print(f"report.html could not be written: {type(error).__name__}: {error}", file=sys.stderr)
 
 
-def _last_line(text: str) -> str:
-    lines = text.strip().splitlines() or ["an error without a message"]
+def _last_line(text: str | None) -> str:
+    lines = (text or "").strip().splitlines() or ["an error without a message"]
     return re.sub(r"^padim_bottle\.errors\.\w+: ", "", lines[-1])

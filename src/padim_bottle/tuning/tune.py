@@ -235,7 +235,7 @@ def _replay(
         return current
 
     # An attribute of this instance alone: its class and its state dict stay as they are.
-    model.model.feature_extractor.forward = replay  # type: ignore[method-assign]
+    model.model.feature_extractor.forward = replay
     for chosen, images, features in store.batches(indices):
         current = {layer: features[layer].to(device) for layer in model.model.layers}
         yield chosen, images.to(device)
