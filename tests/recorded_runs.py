@@ -105,7 +105,7 @@ def add_training_photos(folder: Path, copies: list[list[str]] = (), parts: bool 
     table = pd.DataFrame(
         {
             "image_path": [f"/photos/{name}" for name in names],
-            "part": [f"part {i // 2}" for i in range(len(names))] if parts else names,
+            "part": [i // 2 if parts else i for i in range(len(names))],
             "score": scores.double(),
             "p_value": p_value(scores, scores).double() - 1 / (len(scores) + 1),
         }

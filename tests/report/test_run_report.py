@@ -192,6 +192,7 @@ def test_a_run_without_test_images_has_a_report(tmp_path):
     run = without_test_images(add_training_photos(write_run(tmp_path / "seed_0")))
     page = Page(write_report(run))
     assert "The 15 oddest of 30 training photos" in page.text and "Copies." not in page.text
+    assert "029.png" in page.text and "part 29" not in page.text
     assert "There were no test images" in page.text
     found = {reference.name: reference.value for reference in reference_thresholds(read_recorded_run(run))[0]}
     assert list(found) == ["alpha = 5 %", "alpha = 10 %"]

@@ -211,7 +211,12 @@ def _training(run: RecordedRun) -> dict[str, Any] | None:
     if run.training.empty and not copies:
         return None
     oddest = run.training.head(_ODDEST)
-    titles = [row.image if row.part in ("", row.image) else f"{row.part}: {row.image}" for row in oddest.itertuples()]
+    # Where each photo shows a part of its own, a part's name tells nothing.
+    titles = (
+        "part " + oddest["part"] + ": " + oddest["image"]
+        if run.training["part"].duplicated().any()
+        else oddest["image"]
+    )
     return {
         "count": len(run.training),
         "cards": _cards(run, oddest.assign(title=titles)),
