@@ -2,8 +2,12 @@
 
 import base64
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+import sysconfig
 from io import BytesIO
 from pathlib import Path
 
@@ -69,6 +73,7 @@ def test_its_outputs_are_those_of_the_experiment_and_not_of_the_demo(kept):
     words = printed(kept)
     assert "MVTec AD: 209 good training images" in words
     assert "anomalib's PaDiM page, ResNet-18" in words
+    assert "AUPIMO" in words
     assert "DEMO" not in words
     assert 'CONFIG = "configs/padim_resnet18.yaml"' in parameter_cell(kept).source
 
@@ -115,14 +120,85 @@ def test_it_runs_on_the_demo(kept, tmp_path, monkeypatch):
     words = printed(notebook)
     assert "synthetic bottles: 20 good training images" in words
     assert "These figures say nothing about MVTec AD" in words
-    assert "false alarms promised: 10%" in words
+    assert "false alarms asked for: 10%" in words
+    assert "The paper's one grid is still better in:\n- " in words
     assert len(pictures(notebook)) == len(pictures(kept))
     results = tmp_path / "results" / "notebook"
     runs = {path.parent.relative_to(results).as_posix() for path in results.glob("*/seed_*/metrics.json")}
     assert runs == {
         "demo_synthetic_random_weights/seed_42", "demo_synthetic_random_weights/seed_0",
-        "demo_synthetic_random_weights/seed_1", "another_backbone/seed_42",
+        "demo_synthetic_random_weights/seed_1", "demo_two_grids/seed_42", "another_backbone/seed_42",
     }  # fmt: skip
     metrics = json.loads((results / "demo_synthetic_random_weights" / "seed_42" / "metrics.json").read_text())
     assert f"{metrics['image_AUROC']:.4f}" in words
     assert f"threshold from left-out scores {metrics['thresholds']['image']:22.2f}" in words
+
+
+# --- The first cell, as on a machine where the project is not installed ---
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A small copy of the project, as a repository to clone."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("src", "configs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copy(ROOT / "requirements.txt", folder)
+    (folder / "notebooks").mkdir()
+    (folder / "notebooks" / "a_notebook.ipynb").touch()
+    git = ["git", "-C", folder, "-c", "user.name=a", "-c", "user.email=a@example.com"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--message", "all"], check=True)
+    return folder
+
+
+def run_first_cell(kept, folder, repository=""):
+    """Run it in a new interpreter that has the libraries but not the project; pip only says what it was asked for."""
+    (folder / "stub").mkdir()
+    (folder / "stub" / "pip.py").write_text("import sys; open('asked_of_pip', 'w').write(' '.join(sys.argv[1:]))")
+    cell = code_cells(kept)[0].source
+    field = 'REPOSITORY = ""  # @param {type:"string"}'
+    assert cell.count(field) == 1
+    code = cell.replace(field, f"REPOSITORY = {str(repository)!r}") + (
+        "\nimport json, padim_bottle.errors"
+        "\nprint(json.dumps([os.getcwd(), padim_bottle.errors.__file__, Path('asked_of_pip').read_text()]))"
+    )
+    # Without the module site there are no editable installs.
+    environment = os.environ | {"PYTHONPATH": f"{folder / 'stub'}{os.pathsep}{sysconfig.get_path('purelib')}"}
+    return subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("way", ["address", "folder beside it", "zip", "clone"])
+def test_its_first_cell_finds_or_fetches_the_project(kept, project, tmp_path, way):
+    folder, repository, expected = tmp_path, "", tmp_path / "padim-bottle"
+    if way == "address":
+        repository = project
+    elif way == "folder beside it":
+        shutil.copytree(project, expected)
+    elif way == "zip":
+        shutil.make_archive(str(tmp_path / "padim-bottle"), "zip", project)
+    else:
+        shutil.copytree(project, expected)
+        folder = expected / "notebooks"
+    done = run_first_cell(kept, folder, repository)
+    assert done.returncode == 0, done.stderr
+    where, module, asked = json.loads(done.stdout)
+    assert Path(where) == expected.resolve()
+    assert Path(module) == expected.resolve() / "src" / "padim_bottle" / "errors.py"
+    assert asked.split()[0] == "install" and asked.endswith("-r requirements.txt")
+
+
+def test_its_first_cell_says_what_to_fill_in(kept, tmp_path):
+    done = run_first_cell(kept, tmp_path)
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert "fill REPOSITORY in with the address of its repository, or upload its zip" in done.stderr
+    assert not (tmp_path / "asked_of_pip").exists()
+
+
+def test_its_first_cell_says_why_an_address_cannot_be_cloned(kept, tmp_path):
+    done = run_first_cell(kept, tmp_path, tmp_path / "nothing")
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert "git clone" in done.stderr and "does not exist" in done.stderr
