@@ -179,7 +179,7 @@ def test_where_the_data_are_not_the_record_of_a_run_is_trusted(swept, workplace,
     ],
 )
 def test_an_error_is_told_by_its_last_line_if_it_has_one(traceback, line):
-    assert sweeps._last_line(traceback) == line
+    assert sweeps._in_a_line(traceback) == line
 
 
 def test_a_dry_run_lists_and_writes_nothing(swept, capsys):

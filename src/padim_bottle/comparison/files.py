@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from padim_bottle.comparison.categories import by_category
 from padim_bottle.comparison.figure import draw_comparison
 from padim_bottle.comparison.markdown import report
 from padim_bottle.comparison.statistics import mean_rows
@@ -18,6 +19,8 @@ def write_comparison(
     folders: Sequence[str | Path], output: str | Path | None = None, runs: FinishedRuns | None = None
 ) -> Path:
     """Write ``summary.csv``, ``summary.md`` and ``comparison.png`` on the finished runs of some experiments.
+
+    Where models were run on several categories, ``categories.csv`` has a row for each and their mean.
 
     Args:
         folders: experiments' folders, ``<results>/<experiment>``.
@@ -42,6 +45,9 @@ def write_comparison(
         "comparison.png": render(draw_comparison(runs.table), "png"),
         "summary.md": report(runs),
     }
+    categories = by_category(runs.table)
+    if len(categories):
+        files["categories.csv"] = categories.to_csv(index=False)
     try:
         for name, content in files.items():
             write_whole(output / name, content)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from padim_bottle.comparison.categories import CATEGORY_METRICS, by_category, of_models, published_means
 from padim_bottle.comparison.statistics import RESAMPLES, false_alarms, image_bootstrap, paired_differences, summarise
 from padim_bottle.report.page import (
     AUPIMO_NOTE,
@@ -52,6 +53,8 @@ def report(runs: FinishedRuns) -> str:
         problems=map(_escape, runs.problems),
         runs=len(table),
         experiments=_experiments_table(table, names),
+        categories=_categories_table(table),
+        category_means=_category_means_table(table),
         sources=[_escape(f"{name}: {_sources(table, experiment)}") for experiment, name in names.items()],
         metrics={
             kind: _metrics_table(summary, {name: METRICS[name] for name in chosen}, names)
@@ -158,6 +161,56 @@ def _experiments_table(table: pd.DataFrame, names: dict[str, str]) -> str:
             )
         )
     return _markdown(("experiment", "data", "images train / test", "weights", "seeds", "own threshold"), rows)
+
+
+def _categories_table(table: pd.DataFrame) -> str:
+    """Return a row a category, the columns of all models side by side, and a last row of means."""
+    categories = by_category(table)
+    if categories.empty:
+        return ""
+    models = list(categories["model"].unique())
+    header = ["category"]
+    header += [f"{METRICS[metric]}, {model}" for metric in CATEGORY_METRICS for model in models]
+    header += [f"false alarms, {model}" for model in models]
+    rows = []
+    for category in [*sorted(set(categories["category"]) - {"Mean"}), "Mean"]:
+        of_model = {row["model"]: row for row in categories[categories["category"] == category].to_dict("records")}
+        found = [of_model.get(model, {}) for model in models]
+        cells = [_mean_and_spread(row, metric) for metric in CATEGORY_METRICS for row in found]
+        cells += [f"{row['false_alarms']} of {row['good_images']}" if row.get("good_images") else "-" for row in found]
+        rows.append([category, *cells] if category != "Mean" else [f"**{cell}**" for cell in ("Mean", *cells)])
+    return _markdown(header, rows)
+
+
+def _category_means_table(table: pd.DataFrame) -> str:
+    """Return the models' means over their categories, with the rate of false alarms, beside published means."""
+    categories = by_category(table)
+    if categories.empty:
+        return ""
+    rows = [
+        (
+            f"**{row['model']}, {row['seeds']} seed{'s' * (row['seeds'] > 1)}**",
+            str(row["categories"]),
+            *(_mean_and_spread(row, metric) for metric in CATEGORY_METRICS),
+            f"{_percent(row['alarm_rate'])} {_interval(row['alarm_low'], row['alarm_high'], _percent)}"
+            if row["good_images"]
+            else "-",
+        )
+        for row in categories[categories["category"] == "Mean"].to_dict("records")
+    ]
+    rows += [
+        (f"{source}, {backbone}", "15", *(spell(value, "-") for value in values), "-")
+        for source, backbone, values in published_means(of_models(table))
+    ]
+    header = ("", "categories", *(METRICS[metric] for metric in CATEGORY_METRICS), "false alarms, 95 % interval")
+    return _markdown(header, rows)
+
+
+def _mean_and_spread(row: dict[str, float], metric: str) -> str:
+    mean, spread = row.get(metric), row.get(f"{metric}_std")
+    if mean is None or pd.isna(mean):
+        return "-"
+    return spell(mean) + ("" if spread is None or pd.isna(spread) else f" ± {spell(spread)}")
 
 
 def _sources(table: pd.DataFrame, experiment: str) -> str:

@@ -50,7 +50,7 @@ def mean_rows(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def paired_differences(runs: pd.DataFrame, metrics: Sequence[str] = KEY_METRICS) -> pd.DataFrame:
-    """Compare each pair of experiments seed by seed.
+    """Compare each pair of experiments on one category seed by seed.
 
     Columns: first, second, metric, seeds (that both have), difference (mean of first - second), low and high (paired
     t interval), p_value (Wilcoxon's signed-rank test, two-sided; seeds without a difference are dropped), finding:
@@ -60,6 +60,8 @@ def paired_differences(runs: pd.DataFrame, metrics: Sequence[str] = KEY_METRICS)
     metrics = [metric for metric in metrics if runs[metric].notna().any()]
     rows = []
     for (first, one), (second, other) in combinations(tables.items(), 2):
+        if one["category"].iloc[0] != other["category"].iloc[0]:
+            continue
         digests = [one["data_fingerprint"].iloc[0], other["data_fingerprint"].iloc[0]]
         joined = one.set_index("seed").join(other.set_index("seed"), how="inner", lsuffix="", rsuffix="_other")
         for metric in metrics:

@@ -49,7 +49,7 @@ def sweep(settings: SweepSettings) -> int:
         finally:
             shutil.rmtree(workplace, ignore_errors=True)
         for failure in failures:
-            print(f"failed: {failure.run}: {_last_line(failure.error)}", file=sys.stderr)
+            print(f"failed: {failure.run}: {_in_a_line(failure.error)}", file=sys.stderr)
         _compare(planned)
     return len(failures)
 
@@ -97,7 +97,7 @@ def _record_failure(outcome: Outcome) -> None:
     record = {
         "experiment": outcome.run.experiment,
         "seed": outcome.run.seed,
-        "error": _last_line(outcome.error),
+        "error": _in_a_line(outcome.error),
         "traceback": outcome.error,
         "failed": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
@@ -123,6 +123,10 @@ def _compare(runs: Sequence[Run]) -> None:
             print(f"report.html could not be written: {type(error).__name__}: {error}", file=sys.stderr)
 
 
-def _last_line(text: str | None) -> str:
-    lines = (text or "").strip().splitlines() or ["an error without a message"]
-    return re.sub(r"^padim_bottle\.errors\.\w+: ", "", lines[-1])
+def _in_a_line(text: str | None) -> str:
+    """Return what a traceback says was wrong: of an error for people the first line of its message, else the last."""
+    text = text or ""
+    if message := re.findall(r"^padim_bottle\.errors\.\w+: (.*)$", text, re.MULTILINE):
+        return message[-1]
+    lines = text.strip().splitlines() or ["an error without a message"]
+    return lines[-1]
