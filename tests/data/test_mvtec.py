@@ -59,7 +59,7 @@ def test_batches_equal_anomalibs(tmp_path, write_category, transform):
 def test_bottle_equals_anomalibs(mvtec_root):
     resize = Resize((256, 256), antialias=True)
     ours = with_model(MVTecAD(mvtec_root), resize)
-    stock = with_model(anomalib.data.MVTecAD(mvtec_root, eval_batch_size=16, num_workers=2), resize)
+    stock = with_model(anomalib.data.MVTecAD(mvtec_root, eval_batch_size=8, num_workers=2), resize)
     assert_same_batches(ours.test_dataloader(), stock.test_dataloader())
 
 
