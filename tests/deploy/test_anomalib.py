@@ -79,9 +79,8 @@ def anomalib(*arguments, folder):
 
 def test_anomalibs_command_predicts_with_a_checkpoint(run_folder, good, tmp_path):
     # Pictures are off unless they are asked for: ResultsWriter draws them.
-    anomalib(
-        "predict", "--data", good, "--ckpt_path", run_folder / "model.ckpt", "--model.visualizer", "true", folder=tmp_path
-    )  # fmt: skip
+    checkpoint = run_folder / "model.ckpt"
+    anomalib("predict", "--data", good, "--ckpt_path", checkpoint, "--model.visualizer", "true", folder=tmp_path)
     assert len(list(tmp_path.rglob("*.png"))) == 4
 
 
