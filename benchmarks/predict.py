@@ -33,7 +33,11 @@ def make(contender: str, model: Path, photos: Sequence[Path]) -> Callable[[int],
 
     decoded = [read_image(photo) for photo in photos]
     predict = load(contender, model)
-    return lambda n: predict(decoded[n % len(decoded)])
+
+    def predict_in_turn(n: int) -> None:
+        predict(decoded[n % len(decoded)])
+
+    return predict_in_turn
 
 
 def load(contender: str, model: Path) -> Callable[["NDArray[np.uint8]"], Any]:

@@ -227,8 +227,8 @@ class Padim(AnomalibPadim):
         first, second, kind = copies[0]
         message = (
             f"{len(copies)} of {len(paths)} training photos are copies, or nearly so, of others, for example "
-            f"{Path(second).name} of {Path(first).name} ({kind}). A part photographed more than once vouches for itself: the false-alarm "
-            "rate would be higher than alpha."
+            f"{Path(second).name} of {Path(first).name} ({kind}). A part photographed more than once vouches for "
+            "itself: the false-alarm rate would be higher than alpha."
         )
         if self.copies == "error":
             raise UserError(f"{message} Take them out, or name the parts with group.")
