@@ -12,7 +12,7 @@ from lightning import LightningModule
 
 from padim_bottle.evaluation.metrics import Thresholds
 from padim_bottle.figures.panels import HeatmapScale, draw_panels, lay_out, write_png, write_strip
-from padim_bottle.model.anomaly_map import IMAGENET_MEAN, IMAGENET_STD
+from padim_bottle.model.anomaly_map import unnormalised
 from padim_bottle.runs.finished import strip_path
 from padim_bottle.runs.folder import picture_path
 
@@ -99,7 +99,7 @@ class Pictures:
 
 def to_pictures(images: torch.Tensor) -> np.ndarray:
     """Undo the normalisation: (B, 3, H, W) tensors to (B, H, W, 3) bytes."""
-    pictures = images.detach().float().cpu() * IMAGENET_STD + IMAGENET_MEAN
+    pictures = unnormalised(images.detach().cpu())
     return (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
 

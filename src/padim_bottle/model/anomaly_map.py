@@ -55,8 +55,12 @@ def lift(grid: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 def grey_photo(images: torch.Tensor) -> torch.Tensor:
     """Return grey photos (B, 1, H, W) in [0, 1] of normalised images (B, 3, H, W)."""
-    mean, std = IMAGENET_MEAN.to(images.device), IMAGENET_STD.to(images.device)
-    return (images.float() * std + mean).mean(dim=1, keepdim=True)
+    return unnormalised(images).mean(dim=1, keepdim=True)
+
+
+def unnormalised(images: torch.Tensor) -> torch.Tensor:
+    """Return images (B, 3, H, W), RGB in [0, 1], of normalised ones."""
+    return images.float() * IMAGENET_STD.to(images.device) + IMAGENET_MEAN.to(images.device)
 
 
 def guide(anomaly_map: torch.Tensor, photo: torch.Tensor, radius: int) -> torch.Tensor:
