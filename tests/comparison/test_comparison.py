@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import recorded_runs
 from PIL import Image
 from scipy import stats
 
 from padim_bottle.commands.compare import compare_command
 from padim_bottle.comparison.files import write_comparison
+from padim_bottle.comparison.maps import draw_maps
 from padim_bottle.comparison.markdown import report
 from padim_bottle.comparison.statistics import (
     bootstrap_images,
@@ -462,3 +464,39 @@ def test_what_a_run_costs_is_told_by_runs_that_did_all_their_work(tmp_path):
     text = report(read_runs([tmp_path / "swept"])).partition("## Time and memory")[2]
     assert "Of 1 of the 2 runs" in text
     assert next(row for row in table_rows(text) if "training, s" in row).split("|")[3].strip() == "10.0 ± -"
+
+
+def test_seconds_and_memory_stand_beside_the_metrics(tmp_path):
+    one = write_experiment(tmp_path / "one", {0: 0.9, 1: 0.9})
+    for seed, change in enumerate(
+        ({"peak_memory_bytes": {"process": 1.5e9, "largest_worker": 2.5e9, "gpu": None}}, {"features_from_seed": 0})
+    ):
+        edit(one / f"seed_{seed}", lambda metrics, change=change: metrics.update(change))
+    rows = [row for row in table_rows(report(read_runs([one]))) if row.startswith("| **one, 2 seeds**")]
+    # The larger process of the run that did all its work itself; it took 13 s.
+    assert rows[0].endswith("| 13 | 2.50 |")
+
+
+class TestMapsSideBySide:
+    def runs(self, tmp_path, fingerprints=("0" * 64, "0" * 64), pictures=(True, True)):
+        folders = []
+        for name, fingerprint, kept in zip(("paper", "grids"), fingerprints, pictures, strict=True):
+            run = recorded_runs.write_run(tmp_path / name / "seed_0", pictures=kept, experiment=name)
+            edit(run, lambda metrics, f=fingerprint: metrics["data"].update(fingerprint=f))
+            folders.append(tmp_path / name)
+        return folders
+
+    def test_experiments_on_the_same_images_are_drawn(self, tmp_path):
+        written = write_comparison(self.runs(tmp_path))
+        with Image.open(written.with_name("side_by_side.png")) as picture:
+            assert min(picture.size) > 300
+        _, caption, figure = draw_maps(read_runs([tmp_path / "paper", tmp_path / "grids"]).table)
+        assert "paper" in caption and "grids" in caption
+        texts = [text.get_text() for text in figure.axes[0].texts]
+        # Three defective and three good images, each with both models.
+        assert len(texts) == 12
+        assert sum(text.startswith("grids") for text in texts) == 6
+
+    @pytest.mark.parametrize("without", [{"fingerprints": ("0" * 64, "1" * 64)}, {"pictures": (True, False)}])
+    def test_other_images_or_no_pictures_are_not_drawn(self, tmp_path, without):
+        assert not write_comparison(self.runs(tmp_path, **without)).with_name("side_by_side.png").exists()

@@ -19,6 +19,7 @@ Compare experiments over their seeds. Reads <experiment>/seed_<n>/ of every fold
   summary.csv      a row a run, and the means of each experiment
   summary.md       means, intervals, differences between experiments, and what they do and do not say
   comparison.png   every run, the means and the published figures
+  side_by_side.png the experiments' maps of the hardest images, where the runs kept their pictures
 """
 
 
@@ -49,6 +50,8 @@ def _compare(options: argparse.Namespace) -> int:
     _print_key_figures(runs.table)
     for name in ("summary.csv", "summary.md", "comparison.png"):
         print(f"  {written.with_name(name)}")
+    if (maps := written.with_name("side_by_side.png")).is_file():
+        print(f"  {maps}")
     for note in runs.notes:
         print(f"note: {note}", file=sys.stderr)
     for problem in runs.problems:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from padim_bottle.comparison.categories import by_category
 from padim_bottle.comparison.figure import draw_comparison
+from padim_bottle.comparison.maps import draw_maps
 from padim_bottle.comparison.markdown import report
 from padim_bottle.comparison.statistics import mean_rows
 from padim_bottle.errors import UserError
@@ -20,7 +21,8 @@ def write_comparison(
 ) -> Path:
     """Write ``summary.csv``, ``summary.md`` and ``comparison.png`` on the finished runs of some experiments.
 
-    Where models were run on several categories, ``categories.csv`` has a row for each and their mean.
+    Where the runs kept their pictures, ``side_by_side.png`` shows the experiments' maps of the hardest images; where
+    models were run on several categories, ``categories.csv`` has a row for each and their mean.
 
     Args:
         folders: experiments' folders, ``<results>/<experiment>``.
@@ -45,6 +47,9 @@ def write_comparison(
         "comparison.png": render(draw_comparison(runs.table), "png"),
         "summary.md": report(runs),
     }
+    maps = draw_maps(runs.table)
+    if maps is not None:
+        files["side_by_side.png"] = render(maps[-1], "png")
     categories = by_category(runs.table)
     if len(categories):
         files["categories.csv"] = categories.to_csv(index=False)

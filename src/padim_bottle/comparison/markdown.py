@@ -245,8 +245,20 @@ def _published_table(comparable: pd.DataFrame) -> str:
     if comparable.empty:
         return ""
     header, rows, notes = comparison_rows(key_figures(comparable), comparable=True, dash="-")
-    lines = [(f"**{row['name']}**" if row["own"] else row["name"], *row["cells"]) for row in rows]
-    return "\n\n".join([_markdown(header, lines), *notes])
+    costs = [_costs(group) for _, group in comparable.groupby("experiment", sort=False)]
+    costs += [("-", "-")] * (len(rows) - len(costs))  # published figures come without
+    lines = [
+        (f"**{row['name']}**" if row["own"] else row["name"], *row["cells"], *cost)
+        for row, cost in zip(rows, costs, strict=True)
+    ]
+    return "\n\n".join([_markdown([*header, "run, s", "memory, GB"], lines), *notes])
+
+
+def _costs(runs: pd.DataFrame) -> tuple[str, str]:
+    """Return the mean seconds of an experiment's runs, and the mean peak memory of their largest process."""
+    alone = runs[runs["features_from_seed"].isna()]
+    memory = alone[["peak_memory_bytes", "peak_worker_memory_bytes"]].astype(float).max(axis=1)
+    return _figure(alone["seconds_total"].mean(), "{:.0f}".format), _figure(memory.mean() / 1e9, "{:.2f}".format)
 
 
 def _differences_table(compared: pd.DataFrame, names: dict[str, str]) -> str:

@@ -4,7 +4,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from padim_bottle.comparison.figure import draw_comparison
+from padim_bottle.comparison.maps import draw_maps
 from padim_bottle.comparison.markdown import display_names, is_comparable, is_real, key_figures, verdicts
 from padim_bottle.comparison.statistics import paired_differences
 from padim_bottle.errors import UserError
@@ -60,6 +63,7 @@ def write_sweep_report(folders: Sequence[Path], output: Path) -> Path:
         figure=data_source("image/svg+xml", render(draw_comparison(table), "svg")),
         caption="Each dot is a run, each bar the mean over seeds and its 95 % t interval. What overlaps is not told "
         "apart; the axes are narrow, so that differences in the third digit can be seen.",
+        maps=_maps(table),
         runs={"label": "All runs", "header": ["", *COLUMNS.values()], "rows": rows},
         footer=f"{len(table)} runs.",
     )
@@ -68,3 +72,11 @@ def write_sweep_report(folders: Sequence[Path], output: Path) -> Path:
     except OSError as error:
         raise UserError(f"Cannot write the report to {output}: {error}.") from error
     return output / "report.html"
+
+
+def _maps(table: pd.DataFrame) -> dict[str, str] | None:
+    drawing = draw_maps(table)
+    if drawing is None:
+        return None
+    title, caption, figure = drawing
+    return {"title": title, "caption": caption, "source": data_source("image/png", render(figure, "png"))}
