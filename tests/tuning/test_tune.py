@@ -151,6 +151,26 @@ def test_doing_it_again_finds_the_same_and_another_tuning_is_refused(workplace, 
     assert "holds the results of another tuning" in capsys.readouterr().err
 
 
+def test_a_plain_folder_of_photos_is_tuned_on_as_any_other_data(workplace, tuned):
+    photos = workplace / "plain"
+    shutil.copytree(workplace / "data" / "bottle" / "train" / "good", photos)
+    assert tune(workplace, "--photos", str(photos), "--name", "plain", grid=GRID[:1]) == 0
+    fits = pd.read_csv(workplace / "results" / "plain" / "scores.csv")
+    same = pd.read_csv(tuned[0] / "scores.csv")
+    same = same[same["setting"].str.endswith("layers [layer1, layer2]") & same["setting"].str.startswith("grids [[")]
+    fits = fits[fits["setting"].str.startswith("grids [[")]
+    np.testing.assert_allclose(fits[list(METRICS)], same[list(METRICS)], atol=1e-9)
+    best = ExperimentCLI(workplace / "results" / "plain" / "best.yaml")
+    assert best.settings.data.class_path == "padim_bottle.Photos"
+    assert Path(best.settings.data.init_args.folder) == photos
+    assert f"--photos '{photos}'" in (workplace / "results" / "plain" / "summary.md").read_text()
+
+
+def test_a_group_without_photos_is_refused(workplace, capsys):
+    assert tune(workplace, "--group", "parent-folder", grid=GRID[:1]) == 2
+    assert "--group belongs to --photos" in capsys.readouterr().err
+
+
 def test_photos_of_a_part_stay_together():
     paths = [Path(f"{part}_{photo}.png") for part in range(12) for photo in "ab"]
     for split in make_splits(paths, r"(\d+)_", TuneSettings(splits=4)):

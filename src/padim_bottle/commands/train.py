@@ -8,9 +8,8 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from padim_bottle.commands.arguments import new_parser
+from padim_bottle.commands.arguments import add_photo_options, new_parser, photo_settings
 from padim_bottle.errors import UnavailableError, UserError, run_command
 
 DEFAULT_CONFIG = Path("configs/padim_resnet18.yaml")
@@ -40,14 +39,10 @@ def train_command(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="decides everything random; overrides the YAML's")
     parser.add_argument("--experiment", help="name of the results folder; overrides the YAML's")
     parser.add_argument("--results", type=Path, help="folder of all results; overrides the YAML's")
-    parser.add_argument("--photos", type=Path, metavar="FOLDER", help="train on these photos of good parts")
+    add_photo_options(parser, "train")
     parser.add_argument(
         "--test", type=Path, metavar="FOLDER", help="test on these: a folder a defect type, and 'good' for good parts"
     )
-    parser.add_argument(
-        "--group", help="which photos show one part: a regular expression with one group on the file name, or "
-        "parent-folder",
-    )  # fmt: skip
     parser.add_argument(
         "--fallback", type=Path, metavar="CONFIG", help="run this instead where data or weights cannot be had"
     )
@@ -64,7 +59,8 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     experiment = options.experiment
     if options.photos is not None:
-        overrides = [*_overrides_for(options), *overrides]
+        for key, value in photo_settings(options.photos, options.group, options.test).items():
+            overrides = [f"--{key}", value if isinstance(value, str) else json.dumps(value), *overrides]
         experiment = experiment or re.sub(r"[^\w. +=,-]", "_", options.photos.resolve().name).lstrip(".") or "photos"
     elif options.test is not None or options.group is not None:
         raise UserError("--test and --group belong to --photos; a config names them in its data and its model.")
@@ -77,18 +73,6 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         train(options.fallback, [], options.seed, None, options.results)
         print(_banner("This was the demo, not the experiment.", options.fallback), file=sys.stderr)
     return 0
-
-
-def _overrides_for(options: argparse.Namespace) -> list[str]:
-    """Return what replaces a config's data by a folder of photos."""
-    arguments: dict[str, Any] = {"folder": str(options.photos)}
-    if options.test is not None:
-        arguments["test"] = str(options.test)
-    if options.group == "parent-folder":
-        arguments["subfolders"] = True
-    data = {"class_path": "padim_bottle.Photos", "init_args": arguments}
-    group = [] if options.group is None else ["--model.init_args.group", options.group]
-    return ["--data", json.dumps(data), *group]
 
 
 def _banner(message: str, config: Path) -> str:

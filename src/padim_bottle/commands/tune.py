@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from padim_bottle.commands.arguments import new_parser
+from padim_bottle.commands.arguments import add_photo_options, new_parser, photo_settings
 from padim_bottle.console import quiet_imports
-from padim_bottle.errors import run_command
+from padim_bottle.errors import UserError, run_command
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +21,7 @@ anomalies, the model is fitted to the others; several times. Prints the figures 
 are larger than their spread, and writes the best one as a config. Test photos are never opened.
 
   tune.py --config configs/padim_resnet18_grids.yaml --grid "model.init_args.support=[0, 0.5, 1, .inf]"
+  tune.py --config ... --grid ... --photos FOLDER   on photos of your own
 """
 
 
@@ -42,6 +43,7 @@ def tune_command(arguments: Sequence[str] | None = None) -> int:
         metavar="KEY=[VALUES]",
         help="values of one of the model's arguments; several are combined",
     )
+    add_photo_options(parser, "tune")
     parser.add_argument("--settings", type=Path, default=SETTINGS, help="the tuning's YAML (default: %(default)s)")
     parser.add_argument("--results", help="folder of all tunings; overrides the YAML's")
     parser.add_argument("--name", help="folder of this one (default: the config's name and the keys)")
@@ -55,13 +57,16 @@ def _tune(options: argparse.Namespace) -> int:
     settings = read_settings(options.settings)
     settings.results = options.results or settings.results
     grid = read_grid(options.grid)
-    candidates = candidates_of(options.config, grid)
+    if options.group is not None and options.photos is None:
+        raise UserError("--group belongs to --photos; a config names it in its model.")
+    fixed = {} if options.photos is None else photo_settings(options.photos, options.group)
+    candidates = candidates_of(options.config, grid, fixed)
     with quiet_imports():
         from padim_bottle.tuning.record import Tuning, default_name, write_results
         from padim_bottle.tuning.tune import device_of, measure, training_paths
 
     name = options.name or default_name(options.config, grid)
-    tuning = Tuning(name, options.config, grid, settings, training_paths(candidates[0].cli))
+    tuning = Tuning(name, options.config, grid, settings, training_paths(candidates[0].cli), fixed)
     tuning.check_folder()
     with _progress() as track:
         fits = measure(candidates, settings, track)

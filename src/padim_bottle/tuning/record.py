@@ -1,8 +1,9 @@
 """What a tuning writes: the best config, and how it was found."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from padim_bottle.figures.gallery import render
 from padim_bottle.files import write_whole
 from padim_bottle.runs.environment import code_digest, git_commit, versions
 from padim_bottle.tuning.anomalies import add_anomaly
-from padim_bottle.tuning.settings import METRICS, Candidate, TuneSettings, spell
+from padim_bottle.tuning.settings import METRICS, PREFIX, Candidate, TuneSettings, spell
 from padim_bottle.tuning.statistics import differences_from, rank
 
 _EXAMPLES = 3
@@ -35,6 +36,7 @@ class Tuning:
         grid: the values of each key.
         settings: of the tuning.
         paths: the training photos.
+        fixed: keys whose value replaces the config's in all settings.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Tuning:
     grid: dict[str, list[Any]]
     settings: TuneSettings
     paths: list[Path]
+    fixed: dict[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -49,10 +52,18 @@ class Tuning:
         return Path(self.settings.results) / self.name
 
     @property
+    def folders(self) -> set[Path]:
+        """The folders of the training photos."""
+        return {path.parent for path in self.paths}
+
+    @property
     def command(self) -> str:
         """The command that does it again, with these settings."""
         grid = "".join(f" --grid '{key}={spell(values)}'" for key, values in self.grid.items())
-        return f"python scripts/tune.py --config {self.config} --name '{self.name}'{grid}"
+        photos = f" --photos '{self.fixed['data']['init_args']['folder']}'" if "data" in self.fixed else ""
+        group = self.fixed.get(f"{PREFIX}group")
+        photos += "" if group is None else f" --group '{group}'"
+        return f"python scripts/tune.py --config {self.config} --name '{self.name}'{photos}{grid}"
 
     def inputs(self) -> dict[str, Any]:
         """Return what must be equal for two tunings to be the same one."""
@@ -61,7 +72,7 @@ class Tuning:
             "grid": {key: spell(values) for key, values in self.grid.items()},
             "settings": {k: v for k, v in asdict(self.settings).items() if k not in ("results", "cache_folder")},
             "training_photos": len(self.paths),
-            "training_fingerprint": fingerprint_of(file_digests(self.paths, self.paths[0].parent)),
+            "training_fingerprint": fingerprint_of(file_digests(self.paths, Path(os.path.commonpath(self.folders)))),
         }
 
     def check_folder(self) -> None:
@@ -126,7 +137,7 @@ def _plain(row: pd.Series) -> dict[str, float | None]:
 
 def _best_config(tuning: Tuning, best: Candidate, count: int) -> str:
     config = yaml.safe_load(tuning.config.read_text(encoding="utf-8-sig"))
-    for key, value in best.values.items():
+    for key, value in {**tuning.fixed, **best.values}.items():
         place = config
         *parents, last = key.split(".")
         for parent in parents:

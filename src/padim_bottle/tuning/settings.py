@@ -110,8 +110,15 @@ def read_grid(arguments: Sequence[str]) -> dict[str, list[Any]]:
     return grid
 
 
-def candidates_of(config: Path, grid: Mapping[str, Sequence[Any]]) -> list[Candidate]:
+def candidates_of(
+    config: Path, grid: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any] | None = None
+) -> list[Candidate]:
     """Return all settings of a grid; every one is parsed, none is built.
+
+    Args:
+        config: the YAML that is tuned.
+        grid: the values of each key.
+        fixed: keys whose value replaces the config's in all settings.
 
     Raises:
         UserError: a key, type or value that the config cannot have, or another model than ``padim_bottle.Padim``.
@@ -122,7 +129,7 @@ def candidates_of(config: Path, grid: Mapping[str, Sequence[Any]]) -> list[Candi
     candidates = []
     for combination in itertools.product(*grid.values()):
         values = dict(zip(grid, combination, strict=True))
-        overrides = [word for key, value in values.items() for word in (f"--{key}", spell(value))]
+        overrides = [word for key, value in {**(fixed or {}), **values}.items() for word in (f"--{key}", spell(value))]
         cli = ExperimentCLI(config, overrides)
         if not cli.settings.model.class_path.startswith("padim_bottle."):
             raise UserError(f"{config}: {cli.settings.model.class_path} cannot be tuned, padim_bottle.Padim can.")
