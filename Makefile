@@ -7,6 +7,8 @@ CONSTRAINTS ?=
 # make test PYTEST_ARGS="tests/model -x"
 PYTEST_ARGS ?=
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+# Each takes up to 4 GB; a file's tests stay together, as they share what takes long. make test WORKERS= for one.
+WORKERS ?= -n 2 --dist loadfile
 # Offline and on the CPU; one thread a process, as some tests start several.
 TEST_ENVIRONMENT := CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
@@ -19,11 +21,11 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/python scripts/train.py --config configs/demo.yaml
 
 test: $(VENV)/.installed-dev
-	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 # For the inner loop.
 test-fast: $(VENV)/.installed-dev
-	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -q -m "not slow and not real_data" $(PYTEST_ARGS)
+	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -q -m "not slow and not real_data" $(WORKERS) $(PYTEST_ARGS)
 
 # The same on the lowest versions that pyproject.toml allows, in an environment of its own (9 GB).
 test-lowest:

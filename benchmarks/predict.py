@@ -1,4 +1,4 @@
-"""One photo at a time, from pixels to map and verdict: anomalib in torch, ours in torch, ONNX Runtime and OpenVINO."""
+"""One photo at a time, from pixels to map and verdict: anomalib in torch, ours in every runtime and precision."""
 
 import os
 import statistics
@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-ANOMALIB_TORCH, TORCH, ONNX, OPENVINO = f"{ANOMALIB}, torch", "ours, torch", "ours, ONNX Runtime", "ours, OpenVINO"
+ANOMALIB_TORCH = f"{ANOMALIB}, torch"
+# Where the exported copy of a runtime lies.
+EXPORTS = {
+    "ONNX Runtime": "onnx",
+    "OpenVINO": "openvino",
+    "OpenVINO, bfloat16": "openvino_bfloat16",
+    "OpenVINO, int8": "openvino_int8",
+}
 WARM_UP = 10
 # Different photos to take in turn, at the most.
 PHOTOS = 32
@@ -87,12 +94,16 @@ def load_anomalib(run: Path) -> Callable[["NDArray[np.uint8]"], Any]:
 
 
 def export_copies(run: Path, folder: Path) -> None:
-    """Export a run's model to ONNX and OpenVINO."""
+    """Export a run's model to ONNX, and to OpenVINO in every precision."""
     from padim_bottle.console import quiet
+    from padim_bottle.deploy.card import PRECISIONS
     from padim_bottle.deploy.export import export
+    from padim_bottle.deploy.proof import find_training_photos
 
     quiet()
-    export(run / "model.ckpt", ["onnx", "openvino"], folder)
+    export(run / "model.ckpt", ["onnx"], folder)
+    for precision in PRECISIONS:
+        export(run / "model.ckpt", ["openvino"], folder, precision, find_training_photos(run))
 
 
 def time_stages(contender: str, run: Path, photos: Sequence[Path], passes: int) -> dict[str, float]:
@@ -143,13 +154,17 @@ def time_stages(contender: str, run: Path, photos: Sequence[Path], passes: int) 
     }
 
 
-def main(run: Path, photos: Sequence[Path], passes: int, output: Path) -> int:
+def main(runs: Sequence[Path], photos: Sequence[Path], passes: int, output: Path) -> int:
     """Measure, print and record."""
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        places = {ANOMALIB_TORCH: runs[0]}
         # Not in this process: what it loads would work beside the contenders.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            pool.submit(export_copies, run, Path(folder)).result()
-        places = {ANOMALIB_TORCH: run, TORCH: run, ONNX: Path(folder, "onnx"), OPENVINO: Path(folder, "openvino")}
+            for run in runs:
+                copies = Path(folder, run.parent.name)
+                pool.submit(export_copies, run, copies).result()
+                places[f"{run.parent.name}, torch"] = run
+                places |= {f"{run.parent.name}, {runtime}": copies / name for runtime, name in EXPORTS.items()}
         contenders = {name: Contender(make, name, place, photos) for name, place in places.items()}
         milliseconds: dict[str, list[float]] = {name: [] for name in contenders}
         for n in range(passes + WARM_UP):
@@ -158,9 +173,9 @@ def main(run: Path, photos: Sequence[Path], passes: int, output: Path) -> int:
         for contender in contenders.values():
             contender.close()
     stages = {}
-    for name in (ANOMALIB_TORCH, TORCH):
+    for name in (name for name in places if name.endswith(", torch")):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            stages[name] = pool.submit(time_stages, name, run, photos, passes).result()
+            stages[name] = pool.submit(time_stages, name, places[name], photos, passes).result()
     record = {"milliseconds": {name: values[WARM_UP:] for name, values in milliseconds.items()}, "stages": stages}
     print_rows(f"One photo, {passes} passes each in turn: median (95 % below)", rows(record))
     print_rows("Where the milliseconds go: medians", stage_rows(record), ["", *stages])
@@ -169,11 +184,11 @@ def main(run: Path, photos: Sequence[Path], passes: int, output: Path) -> int:
 
 
 def rows(record: Mapping[str, Any]) -> list[list[str]]:
-    """Return a row a runtime, see ``HEADER``."""
+    """Return a row a model and runtime, see ``HEADER``."""
     milliseconds = record["milliseconds"]
     theirs = milliseconds[ANOMALIB_TORCH]
     return [
-        [f"one photo to map and verdict, {name.removeprefix('ours, ')}", cell(theirs), cell(ours), ratio(theirs, ours)]
+        [f"one photo: {name}", cell(theirs), cell(ours), ratio(theirs, ours)]
         for name, ours in milliseconds.items()
         if name != ANOMALIB_TORCH
     ]
@@ -188,17 +203,18 @@ def cell(milliseconds: Sequence[float]) -> str:
 def stage_rows(record: Mapping[str, Any]) -> list[list[str]]:
     """Return a row a stage: milliseconds of anomalib's and of ours in torch."""
     stages = record["stages"]
-    return [[stage, *(f"{times[stage]:.1f}" for times in stages.values())] for stage in stages[TORCH]]
+    return [[stage, *(f"{times[stage]:.1f}" for times in stages.values())] for stage in stages[ANOMALIB_TORCH]]
 
 
-def check(run: Path, images: Path) -> list[Path]:
+def check(runs: Sequence[Path], images: Path) -> list[Path]:
     """Return some of a folder's photos, of all its subfolders.
 
     Raises:
         UserError: there are none, or no model.
     """
-    if not (run / "model.ckpt").is_file():
-        raise UserError(f"There is no {run}/model.ckpt: make run writes one, or name another run with --model.")
+    for run in runs:
+        if not (run / "model.ckpt").is_file():
+            raise UserError(f"There is no {run}/model.ckpt: make run writes one, or name another run with --model.")
     photos = sorted(images.rglob("*.png"))
     if not photos:
         raise UserError(f"There is no .png below {images}: name another folder with --images.")
@@ -209,9 +225,10 @@ if __name__ == "__main__":
     parser = new_benchmark_parser(__doc__)
     parser.add_argument(
         "--model",
+        nargs="+",
         type=Path,
-        default=Path("results/padim_resnet18/seed_42"),
-        help="a run's folder (default: %(default)s)",
+        default=[Path("results/padim_resnet18/seed_42")],
+        help="folders of runs; anomalib's is made of the first one (default: results/padim_resnet18/seed_42)",
     )
     photos = Path(os.environ.get("MVTEC_AD_ROOT") or "datasets/MVTecAD") / "bottle" / "test"
     parser.add_argument("--images", type=Path, default=photos, help="photos, .png (default: %(default)s)")

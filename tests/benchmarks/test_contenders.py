@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from predict import ANOMALIB_TORCH, TORCH, check, export_copies, load, time_stages
+from predict import ANOMALIB_TORCH, EXPORTS, check, export_copies, load, time_stages
 from torch.nn.modules.module import _global_forward_hooks
 
 from padim_bottle.deploy.checkpoint import load_padim
@@ -29,17 +29,18 @@ def test_the_baseline_is_anomalibs_class_with_the_same_gaussians(run_folder, pho
 
 @pytest.mark.slow
 def test_all_of_our_runtimes_give_the_same_map(run_folder, photos, tmp_path):
+    pytest.importorskip("nncf", reason='needs NNCF: pip install -e ".[int8]"')
     export_copies(run_folder, tmp_path)
-    for photo in photos:
-        expected, onnx, openvino = (
-            load(name, place)(photo)[0].anomaly_map
-            for name, place in ((TORCH, run_folder), ("", tmp_path / "onnx"), ("", tmp_path / "openvino"))
-        )
-        np.testing.assert_allclose(onnx, expected, atol=1e-3)
-        np.testing.assert_allclose(openvino, expected, atol=1e-3)
+    expected = [load("torch", run_folder)(photo)[0].anomaly_map for photo in photos]
+    for runtime, name in EXPORTS.items():
+        predict = load(runtime, tmp_path / name)
+        # A lower precision has other features, and Gaussians of its own.
+        tolerance = 0.1 if "," in runtime else 1e-3
+        for photo, anomaly_map in zip(photos, expected, strict=True):
+            np.testing.assert_allclose(predict(photo)[0].anomaly_map, anomaly_map, atol=tolerance)
 
 
-@pytest.mark.parametrize("contender", [ANOMALIB_TORCH, TORCH])
+@pytest.mark.parametrize("contender", [ANOMALIB_TORCH, "ours, torch"])
 def test_the_stages_are_all_watched(run_folder, photos, tmp_path, contender):
     Image.fromarray(photos[0]).save(tmp_path / "photo.png")
     stages = time_stages(contender, run_folder, [tmp_path / "photo.png"], passes=3)
@@ -50,6 +51,6 @@ def test_the_stages_are_all_watched(run_folder, photos, tmp_path, contender):
 
 def test_what_is_missing_is_said(run_folder, tmp_path):
     with pytest.raises(UserError, match=r"no .*model\.ckpt"):
-        check(tmp_path, tmp_path)
+        check([run_folder, tmp_path], tmp_path)
     with pytest.raises(UserError, match=r"no \.png below"):
-        check(run_folder, tmp_path)
+        check([run_folder], tmp_path)

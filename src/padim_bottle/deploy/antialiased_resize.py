@@ -35,15 +35,16 @@ def _resize_rows(image: torch.Tensor, target: int) -> torch.Tensor:
     source = image.shape[-2]
     group = max(divisor for divisor in range(1, GROUP + 1) if target % divisor == 0)
     # A tensor, for the size is only known when an exported model runs. Places are whole numbers, in units of a pixel of
-    # the input over 2 target: OpenVINO computes fractions in bfloat16 by default, which has no room for a place.
+    # the input over 2 target: nothing is rounded.
     length = torch.scalar_tensor(source, dtype=torch.int64, device=image.device)
     reach = 2 * length.clamp_min(target)  # half the base of the triangle
-    centres = ((2 * torch.arange(target, device=image.device) + 1) * length).view(-1, group)  # (G, group)
+    centres = ((2 * torch.arange(target, device=image.device) + 1) * length).view(1, 1, -1, group)  # (1, 1, G, group)
     window = source * (group + 2) // target + 4  # rows of the input that can count for a group
-    first = (centres[:, :1] - reach - target).clamp_min(0) // (2 * target)
-    rows = first + torch.arange(window, device=image.device)  # (G, window)
-    distance = ((2 * rows[:, None] + 1) * target - centres[..., None]).abs()  # (G, group, window)
-    weights = torch.where(rows[:, None] < length, (reach - distance).clamp_min(0), 0).float()
-    weights = weights / weights.sum(dim=-1, keepdim=True)
-    windows = image.index_select(-2, rows.clamp(max=length - 1).flatten()).unflatten(-2, rows.shape)
+    first = (centres[..., :1] - reach - target).clamp_min(0) // (2 * target)
+    rows = first + torch.arange(window, device=image.device)  # (1, 1, G, window)
+    distance = ((2 * rows[..., None, :] + 1) * target - centres[..., None]).abs()  # (1, 1, G, group, window)
+    weights = torch.where(rows[..., None, :] < length, (reach - distance).clamp_min(0), 0).float()
+    # Weights over their sum. A division would lose its mark, see openvino_model.
+    weights = weights.log().softmax(dim=-1)
+    windows = image.index_select(-2, rows.clamp(max=length - 1).flatten()).unflatten(-2, rows.shape[-2:])
     return (weights @ windows).flatten(-3, -2)

@@ -20,8 +20,8 @@ from padim_bottle.errors import UserError
 
 OPSET = 18
 
-# Else a processor that can computes in bfloat16: scores of good photos then move by a tenth, and verdicts with them.
-OPENVINO_SETTINGS = {"INFERENCE_PRECISION_HINT": "f32"}
+# Where the traced model lies until it is done.
+_TRACED = "traced"
 
 # To make a format and to prove it.
 PACKAGES = {
@@ -29,16 +29,15 @@ PACKAGES = {
     "openvino": ("onnx", "onnxscript", "openvino"),
 }
 
-# Constants with fewer numbers are not worth shrinking.
-LARGE = 100_000
 
-
-def check_packages(formats: Sequence[str]) -> None:
+def check_packages(formats: Sequence[str], precision: str = "float32") -> None:
     """Raise a UserError that names the packages which some formats need and which are not installed."""
     needed = dict.fromkeys(package for name in formats for package in PACKAGES[name])
     missing = [package for package in needed if find_spec(package) is None]
     if missing:
         raise UserError(f'Export needs {", ".join(missing)}: pip install -e ".[export]".')
+    if precision == "int8" and find_spec("nncf") is None:
+        raise UserError('Precision int8 needs nncf: pip install -e ".[int8]".')
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -53,33 +52,50 @@ def find_checkpoint(path: Path) -> Path:
     return checkpoint
 
 
-def export(checkpoint_path: Path, formats: Sequence[str], output: Path) -> dict[str, Path]:
+def export(
+    checkpoint_path: Path,
+    formats: Sequence[str],
+    output: Path,
+    precision: str = "float32",
+    photos: Sequence[Path] = (),
+) -> dict[str, Path]:
     """Write a model in some formats, each into a folder of its own that appears whole or not at all.
 
     Args:
         checkpoint_path: checkpoint of this package or of anomalib's ``Padim``.
         formats: of ``onnx``, ``openvino``.
         output: folder of the folders.
+        precision: of the backbone, see ``precision``.
+        photos: of the training, where the precision is not that of the checkpoint.
 
     Returns:
-        The folder of each format.
+        The folder of each format, by its name there: ``openvino``, ``openvino_int8``.
 
     Raises:
         UserError: the checkpoint cannot be loaded, a package is missing, or nothing can be written.
     """
     from padim_bottle.deploy.checkpoint import load_padim
+    from padim_bottle.deploy.precision import settings_for
     from padim_bottle.deploy.predictor import read_metrics
 
     folders = {}
     for model_format in formats:
-        padim = load_padim(checkpoint_path)  # anew, for tracing changes it
-        card = describe_padim(padim, read_metrics(checkpoint_path.parent))
-        folders[model_format] = folder = output / model_format
-        partial = output / f".{model_format}.partial-{os.getpid()}"
+        name = model_format if precision == "float32" else f"{model_format}_{precision}"
+        folders[name] = folder = output / name
+        partial = output / f".{name}.partial-{os.getpid()}"
         try:
             partial.mkdir(parents=True)
-            _through_anomalib(padim, model_format, partial)
-            write_card(partial, model_format, {**card, "openvino_settings": OPENVINO_SETTINGS})
+            padim = load_padim(checkpoint_path)
+            if precision != "float32":
+                _refit_to_export(padim, checkpoint_path, precision, photos, partial)
+            card = describe_padim(padim, read_metrics(checkpoint_path.parent))
+            if model_format == "onnx":
+                _tidy_onnx(trace(padim, partial), partial / MODEL_FILES["onnx"])
+            else:
+                _write_openvino(padim, precision, photos, partial)
+            shutil.rmtree(partial / _TRACED)
+            settings = {"precision": precision, "openvino_settings": settings_for(precision)}
+            write_card(partial, model_format, {**card, **settings})
             _put_in_place(partial, folder)
         except OSError as error:
             raise UserError(f"Cannot write the exported model to {folder}: {error}.") from error
@@ -89,23 +105,40 @@ def export(checkpoint_path: Path, formats: Sequence[str], output: Path) -> dict[
     return folders
 
 
-def _through_anomalib(padim: Any, model_format: str, folder: Path) -> None:
+def trace(padim: Any, folder: Path) -> Path:
+    """Write a model as ONNX, through anomalib's exporter, and return the file; the model is changed."""
     from padim_bottle.deploy.network import EndToEndPadim
 
     network = EndToEndPadim(padim, exporting=True)
-    # One file: the weights stay inside.
-    settings = {"opset_version": OPSET, "external_data": False, "verbose": False}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if model_format == "onnx":
-            written = network.to_onnx(folder, **settings)
-        else:
-            written = network.to_openvino(folder, onnx_kwargs=settings)
-    # anomalib writes to weights/<format>/.
-    (_tidy_onnx if model_format == "onnx" else _tidy_openvino)(written, folder / MODEL_FILES[model_format])
-    shutil.rmtree(folder / "weights")
+        # One file: the weights stay inside.
+        return network.to_onnx(folder / _TRACED, opset_version=OPSET, external_data=False, verbose=False)
+
+
+def _write_openvino(padim: Any, precision: str, photos: Sequence[Path], folder: Path) -> None:
+    import openvino as ov
+
+    from padim_bottle.deploy.openvino_model import read_onnx, shrink_constants
+    from padim_bottle.deploy.precision import lower
+
+    model, backbone = read_onnx(trace(padim, folder))
+    model = lower(model, backbone, precision, photos)
+    shrink_constants(model)
+    ov.save_model(model, folder / MODEL_FILES["openvino"], compress_to_fp16=False)
+
+
+def _refit_to_export(padim: Any, checkpoint_path: Path, precision: str, photos: Sequence[Path], folder: Path) -> None:
+    """Fit a model anew to the features of the backbone that will be exported."""
+    from padim_bottle.deploy.checkpoint import load_padim
+    from padim_bottle.deploy.openvino_model import read_onnx
+    from padim_bottle.deploy.precision import lower, refit
+
+    # Tracing changes a model: another copy is traced.
+    model, backbone = read_onnx(trace(load_padim(checkpoint_path), folder))
+    refit(padim, lower(model, backbone, precision, photos), backbone, precision, photos)
 
 
 def _tidy_onnx(source: Path, target: Path) -> None:
@@ -117,28 +150,6 @@ def _tidy_onnx(source: Path, target: Path) -> None:
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del part.metadata_props[:]
     onnx.save(model, target)
-
-
-def _tidy_openvino(source: Path, target: Path) -> None:
-    """Store large constants that half precision holds exactly in half precision, as the ONNX model had them.
-
-    OpenVINO's converter unfolds them. Its own compression would round everything else too: network, means, thresholds.
-    """
-    import numpy as np
-    import openvino as ov
-    from openvino import opset13
-
-    model = ov.Core().read_model(source)
-    for operation in model.get_ops():
-        if operation.get_type_name() != "Constant" or operation.get_element_type() != ov.Type.f32:
-            continue
-        values = operation.data
-        half = values.astype(np.float16)
-        if values.size >= LARGE and np.array_equal(half.astype(np.float32), values):
-            restored = opset13.convert(opset13.constant(half), "f32")
-            operation.output(0).replace(restored.output(0))
-
-    ov.save_model(model, target, compress_to_fp16=False)
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:

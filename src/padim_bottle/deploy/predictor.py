@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from padim_bottle.deploy.card import CARD, MODEL_FILES, describe_padim, read_card
+from padim_bottle.deploy.photo_resize import resize_photo
 from padim_bottle.deploy.verdict import ImageRule, raw_scores
 from padim_bottle.errors import UserError
 
@@ -71,10 +71,9 @@ class Predictor:
         It is resized to the model's size, with antialiasing as in training (to 1e-6), so that a large photo does not
         stay in memory. A model without such a resizing takes it as it is.
         """
-        channels = [Image.fromarray(channel) for channel in photo.astype(np.float32).transpose(2, 0, 1)]
         if self.size:
-            channels = [channel.resize(tuple(self.size[::-1]), Image.Resampling.BILINEAR) for channel in channels]
-        return np.stack([np.asarray(channel, dtype=np.float32) for channel in channels]) / np.float32(255)
+            return resize_photo(photo, *self.size)
+        return photo.transpose(2, 0, 1).astype(np.float32, order="C") / np.float32(255)
 
     def predict(self, photos: Sequence[NDArray[np.uint8]]) -> list[ImagePrediction]:
         """Predict photos (h, w, 3), RGB uint8, of any sizes."""

@@ -6,7 +6,6 @@ from itertools import pairwise
 
 import torch
 from anomalib.models.components.filters import GaussianBlur2d
-from kornia.filters import guided_blur
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -39,7 +38,8 @@ def fuse(distances: Sequence[torch.Tensor], typical: Sequence[torch.Tensor], sup
         (B, h, w) at the finest grid.
     """
     fine = distances[0].shape[-2:]
-    evidence = [lift(d.square(), fine) / m for d, m in zip(distances, typical, strict=True)]
+    # d * d, and divided before it is lifted: OpenVINO leaves these operations as they are, see deploy.openvino_model.
+    evidence = [lift(d * d / m, fine) for d, m in zip(distances, typical, strict=True)]
     total = torch.log1p(evidence[-1])
     for own, coarser in pairwise(evidence):
         total = total + torch.log1p(own if math.isinf(support) else torch.minimum(own, support * coarser))
@@ -50,7 +50,8 @@ def lift(grid: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Interpolate maps (B, h, w) bilinearly to a finer grid's height and width."""
     if grid.shape[-2:] == tuple(size):
         return grid
-    return F.interpolate(grid[:, None], size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
+    rows, columns = (_axis_lift(a, b).to(grid.device) for a, b in zip(grid.shape[-2:], size, strict=True))
+    return rows @ grid @ columns.mT
 
 
 def grey_photo(images: torch.Tensor) -> torch.Tensor:
@@ -71,7 +72,18 @@ def guide(anomaly_map: torch.Tensor, photo: torch.Tensor, radius: int) -> torch.
         photo: (B, 1, H, W) grey photos in [0, 1].
         radius: of the window, in pixels.
     """
-    return guided_blur(photo, anomaly_map, 2 * radius + 1, GUIDED_EPSILON, separable=True)
+    height, width = anomaly_map.shape[-2:]
+    rows, columns = (_axis_box(side, radius).to(anomaly_map.device) for side in (height, width))
+
+    def mean(pixels: torch.Tensor) -> torch.Tensor:
+        return rows @ pixels @ columns.mT
+
+    photo_mean, map_mean = mean(photo), mean(anomaly_map)
+    variance = mean(photo * photo) - photo_mean * photo_mean
+    covariance = mean(photo * anomaly_map) - photo_mean * map_mean
+    # covariance / (variance + eps), of operations that OpenVINO leaves as they are.
+    slope = covariance * (-(variance + GUIDED_EPSILON).log()).exp()
+    return mean(slope) * photo + mean(map_mean + slope * (-1.0 * photo_mean))
 
 
 class SmoothUpsample(nn.Module):
@@ -112,3 +124,14 @@ def _axis_matrix(source: int, target: int, sigma: float) -> torch.Tensor:
     kernel = GaussianBlur2d(sigma=sigma).kernel.sum(dim=-1).view(1, 1, -1)
     padded = F.pad(upsampled[:, None], (kernel.shape[-1] // 2,) * 2, mode="reflect")
     return F.conv1d(padded, kernel)[:, 0].T.contiguous()
+
+
+def _axis_box(side: int, radius: int) -> torch.Tensor:
+    """Return (side, side): the mean over a window of one axis, whose borders are mirrored, of unit vectors."""
+    padded = F.pad(torch.eye(side)[:, None], (radius, radius), mode="reflect")
+    return F.avg_pool1d(padded, 2 * radius + 1, stride=1)[:, 0].T.contiguous()
+
+
+def _axis_lift(source: int, target: int) -> torch.Tensor:
+    """Return (target, source): what bilinear interpolation of one axis does to unit vectors."""
+    return F.interpolate(torch.eye(source)[None], size=target, mode="linear", align_corners=False)[0].T.contiguous()

@@ -101,7 +101,7 @@ class PatchEmbedding(nn.Module):
             if feature.shape[-2:] != grid and feature.shape[1]:
                 feature = F.interpolate(feature, size=grid, mode="nearest")
             parts.append(feature.permute(0, 2, 3, 1).flatten(1, 2))
-        return torch.stack(parts).sum(dim=0) if projected else torch.cat(parts, dim=-1)
+        return sum(parts[1:], start=parts[0]) if projected else torch.cat(parts, dim=-1)
 
     def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: object) -> None:
         for name in ("idx", "projection"):

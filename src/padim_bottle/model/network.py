@@ -177,7 +177,7 @@ class PadimModel(AnomalibPadimModel):
             evidence = fuse(distances, [grid.typical for grid in self.grids], self.support)
         else:
             (evidence,) = distances
-        anomaly_map = self.anomaly_map_generator(evidence[:, None], image_size)
+        anomaly_map = self.anomaly_map_generator(evidence.unflatten(0, (-1, 1)), image_size)
         return anomaly_map if photo is None or self.guided is None else guide(anomaly_map, photo, self.guided)
 
     def image_score(self, anomaly_map: torch.Tensor) -> torch.Tensor:
