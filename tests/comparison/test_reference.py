@@ -18,6 +18,10 @@ EXPERIMENTS = (
     "padim_resnet18",
     "padim_efficientnet_lite0",
     "padim_resnet18_anomalib",
+    "patchcore_resnet18",
+    "mh_patchcore_resnet18",
+    "dfm_resnet18",
+    "stfpm_resnet18",
 )
 
 
