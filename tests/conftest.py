@@ -1,6 +1,7 @@
 """Fixtures that several test modules share."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,18 @@ def run_folder(tmp_path_factory) -> Path:
     from small_run import train_small
 
     return train_small(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """The system's Chromium, driven by Playwright; closed with the module, for its event loop is in others' way."""
+    playwright = pytest.importorskip("playwright.sync_api", reason='needs Playwright: pip install -e ".[dev]"')
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("needs a browser: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        # Chromium's sandbox does not work for root.
+        root = hasattr(os, "geteuid") and os.geteuid() == 0
+        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"] if root else [])
+        yield browser
+        browser.close()

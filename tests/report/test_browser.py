@@ -1,8 +1,6 @@
 """report.html in a real browser: what the slider counts, what the filters show, keyboard, narrow screens."""
 
-import os
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -14,24 +12,9 @@ from padim_bottle.runs.finished import read_recorded_run, reference_thresholds
 
 pytestmark = pytest.mark.slow
 
-playwright = pytest.importorskip("playwright.sync_api", reason='needs Playwright: pip install -e ".[dev]"')
-
 HOSTILE = "<img src=x onerror=alert(1)>"
 TYPES = {"good": 8, "broken_large": 5, "contamination": 6, HOSTILE: 2}
 COUNTS = ("true_negative", "false_positive", "false_negative", "true_positive")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        pytest.skip("needs a browser: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        # Chromium's sandbox does not work for root.
-        root = hasattr(os, "geteuid") and os.geteuid() == 0
-        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"] if root else [])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
