@@ -44,7 +44,7 @@ def test_requirements_txt_says_what_pyproject_says():
 
 
 def test_the_lowest_constraints_are_the_lower_bounds():
-    declared = requirements([*PROJECT["dependencies"], *EXTRAS["export"], *EXTRAS["ray"]])
+    declared = requirements([*PROJECT["dependencies"], *EXTRAS["export"], *EXTRAS["ray"], *EXTRAS["app"]])
     constraints = file_requirements("constraints-lowest.txt")
     assert constraints.keys() == declared.keys()
     for name, constraint in constraints.items():

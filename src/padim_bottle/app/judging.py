@@ -1,0 +1,103 @@
+"""What models say about a photo, at any false-alarm rate."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from padim_bottle.app.photos import Picture, shrink
+from padim_bottle.deploy.pictures import draw
+from padim_bottle.deploy.predictor import ImagePrediction, Predictor, load_predictor
+from padim_bottle.deploy.verdict import ImageRule
+from padim_bottle.errors import UserError
+
+SHOWN_SIDE = 768
+"""Pixels of the larger side of what the page shows."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a model decides about a photo at one false-alarm rate.
+
+    Attributes:
+        anomalous: the verdict; None where the model can give none at this rate.
+        threshold: that it was decided by, of scores; None with no verdict.
+        note: why there is no verdict, or why it does not depend on the rate.
+    """
+
+    anomalous: bool | None
+    threshold: float | None
+    note: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a model says about a photo.
+
+    Attributes:
+        model: name of the model.
+        rule: of the model, as trained.
+        prediction: of the model, as trained.
+        heatmap: over the photo, RGB, uint8 (h, w, 3), no larger than the page shows.
+    """
+
+    model: str
+    rule: ImageRule
+    prediction: ImagePrediction
+    heatmap: Picture
+
+    def at(self, alpha: float) -> Verdict:
+        """Return the verdict at a false-alarm rate; the network is not asked again."""
+        score = self.prediction.score
+        try:
+            rule = self.rule.at(alpha)
+        except UserError as error:
+            if self.rule.calibration is not None:
+                return Verdict(None, None, str(error))
+            return Verdict(self.rule.anomalous(score), self.rule.threshold, str(error))
+        return Verdict(rule.anomalous(score), rule.threshold)
+
+    def p_value(self) -> str | None:
+        """Return the p-value and what it counts; None for a model without calibration."""
+        if self.rule.calibration is None or self.prediction.p_value is None:
+            return None
+        total = len(self.rule.calibration)
+        higher = round(self.prediction.p_value * (total + 1)) - 1
+        return f"{self.prediction.p_value:.2g}: {higher} of {total} good photos score as high, each unseen by its model"
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A loaded model, and what the page calls it."""
+
+    name: str
+    predictor: Predictor
+
+    @property
+    def alpha(self) -> float | None:
+        """The false-alarm rate chosen in training; None for a model without calibration."""
+        calibration = self.predictor.card["calibration"]
+        return calibration and calibration["alpha"]
+
+    def judge(self, photo: Picture) -> Answer:
+        """Judge a photo, RGB, uint8 (h, w, 3)."""
+        (prediction,) = self.predictor.predict([photo])
+        heatmap, _ = draw(shrink(photo, SHOWN_SIDE), prediction)
+        return Answer(self.name, self.predictor.rule, prediction, heatmap)
+
+
+def load_models(paths: Iterable[Path]) -> list[Model]:
+    """Load models, of a run's folder, a checkpoint or an export each.
+
+    Raises:
+        UserError: as ``load_predictor``.
+    """
+    predictors = {path: load_predictor(path) for path in paths}
+    return [Model(_name(path, predictor), predictor) for path, predictor in predictors.items()]
+
+
+def _name(path: Path, predictor: Predictor) -> str:
+    card: dict[str, Any] = predictor.card
+    # Not the whole path: it is nobody's business but the owner's, and too wide for a phone.
+    run = f"{card['experiment']}, seed {card['seed']}" if card["experiment"] else "/".join(path.resolve().parts[-2:])
+    return run if predictor.name == "torch" else f"{run}, {predictor.name}"

@@ -1,0 +1,129 @@
+"""What the page answers, without a browser: sentences for people, and nothing for strangers."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from padim_bottle.app.judging import Answer
+from padim_bottle.deploy.predictor import ImagePrediction
+from padim_bottle.deploy.verdict import ImageRule
+from padim_bottle.errors import UserError
+
+gr = pytest.importorskip("gradio", reason='needs Gradio: pip install -e ".[app]"')
+
+from padim_bottle.app import page as page_module  # noqa: E402
+from padim_bottle.app.page import Desk, build_page, serve  # noqa: E402
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+class Stub:
+    """A model whose score is the photo's brightest value."""
+
+    name, alpha = HOSTILE, 0.1
+
+    def __init__(self):
+        self.asked = 0
+
+    def judge(self, photo):
+        self.asked += 1
+        rule = ImageRule(90.0, None, np.arange(1.0, 100.0))
+        score, blank = float(photo.max()), np.zeros((4, 4), dtype=np.float32)
+        prediction = ImagePrediction(score, score, rule.p_value(score), rule.anomalous(score), blank, blank > 0)
+        return Answer(self.name, rule, prediction, photo)
+
+
+@pytest.fixture
+def dark(tmp_path):
+    path = tmp_path / "dark.png"
+    Image.new("RGB", (80, 60), (20, 20, 20)).save(path)
+    return path
+
+
+def upload(path, name="mine.png"):
+    return {"path": str(path), "orig_name": name}
+
+
+def test_a_drawing_is_judged_on_the_photo_and_a_new_rate_asks_no_model(dark):
+    stub = Stub()
+    desk = Desk([stub], [dark], dark.parent)
+    board, photo, _, verdict, heatmap = desk.take(upload(dark), 0.1)
+    assert board.shape == photo.shape == heatmap.shape == (60, 80, 3)
+    assert "✓ good" in verdict and "score <b>20</b>, threshold <b>90</b> at alpha = 0.1" in verdict
+    layer = np.zeros((60, 80, 4), dtype=np.uint8)
+    layer[:5] = 95, 0, 0, 255
+    answers, verdict, _ = desk.draw({"background": None, "layers": [layer], "composite": None}, photo, 0.1)
+    assert "✗ anomalous" in verdict and "score <b>95</b>" in verdict
+    for alpha, word in ((0.02, "✓ good"), (0.3, "✗ anomalous"), (0.001, "? no verdict")):
+        assert word in desk.rejudge(answers, alpha)[1]
+    assert stub.asked == 2
+    assert "✓ good" in desk.draw(None, photo, 0.1)[1]
+    assert desk.pick(0.1, SimpleNamespace(index=0))[3] == desk.take(upload(dark), 0.1)[3]
+
+
+def test_what_is_not_there_yet_is_no_error(dark):
+    desk = Desk([Stub()], [], dark.parent)
+    assert desk.take(None, 0.1) == desk.wipe(None) == desk.rejudge([], 0.1) == gr.skip()
+    assert desk.rejudge(desk.take(upload(dark), 0.1)[2], None) == gr.skip()
+    with pytest.raises(UserError, match="There is no photo here"):
+        desk.draw({"layers": []}, None, 0.1)
+    for alpha in (None, 0, 7):
+        with pytest.raises(UserError, match="alpha is a number between 0 and 1"):
+            desk.take(upload(dark), alpha)
+
+
+def test_names_are_inert(dark):
+    desk = Desk([Stub()], [], dark.parent)
+    assert "<img" not in desk.take(upload(dark), 0.1)[3]
+    dark.write_bytes(b"no picture")
+    with pytest.raises(gr.Error) as error:
+        page_module._in_words(desk.take)(upload(dark, HOSTILE), 0.1)
+    assert "of no known image format" in error.value.message and "<img" not in error.value.message
+    assert not error.value.print_exception
+
+
+def test_no_other_file_of_the_machine_can_be_asked_for(dark, tmp_path):
+    desk = Desk([Stub()], [], tmp_path / "uploads")
+    for path in (dark, tmp_path / "uploads" / ".." / dark.name):
+        with pytest.raises(UserError, match="no uploaded photo"):
+            desk.take(upload(path), 0.1)
+
+
+def test_a_fault_is_told_in_the_terminal_and_not_to_strangers():
+    def handler():
+        raise ZeroDivisionError("secret")
+
+    with pytest.raises(gr.Error) as error:
+        page_module._in_words(handler)()
+    assert error.value.message.startswith("This is a fault of the program") and error.value.print_exception
+
+
+def test_the_page_is_for_this_machine_alone_and_limited(dark, monkeypatch, tmp_path):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    page = build_page([Stub()], [broken, dark])
+    with serve(page) as address:
+        assert address.startswith("http://127.0.0.1:") and page.server_name == "127.0.0.1"
+        assert page.max_file_size == 30 * 1024**2 and not page.analytics_enabled and not page.share
+        assert page._queue.max_size == page_module.MAX_WAITING and not page.show_error
+        networks = {fn.concurrency_limit for fn in page.fns.values() if fn.concurrency_id == "network"}
+        assert networks == {1}
+        with pytest.raises(UserError, match=f"Port {page.server_port} is not to be had"), serve(
+            build_page([Stub()], []), page.server_port
+        ):  # fmt: skip
+            pass
+    with pytest.raises(UserError, match="Port 99999 is not to be had"), serve(build_page([Stub()], []), 99999):
+        pass
+
+
+def test_a_tunnel_that_cannot_be_opened_is_said(monkeypatch, tmp_path, capsys):
+    def no_network(**_):
+        raise RuntimeError
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr("gradio.networking.setup_tunnel", no_network)
+    with pytest.raises(UserError, match="tunnel cannot be opened"), serve(build_page([Stub()], []), share=True):
+        pass
