@@ -12,10 +12,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import PIL
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 from PIL import Image
 from torchvision.transforms.v2 import Resize
 
@@ -37,6 +39,9 @@ MODES = {
     "gif": ["1", "L", "P", "RGB", "RGBA"],
     "webp": ["RGB", "RGBA"],
 }
+if Version(PIL.__version__).major < 13:
+    # It does not read back the one that it writes; such a file is refused as damaged.
+    MODES["tiff"].remove("YCbCr")
 KINDS = [(suffix, mode) for suffix, modes in MODES.items() for mode in modes]
 SIDES = st.one_of(st.integers(1, 40), st.sampled_from([1, 2, 3, 255, 256, 257, 1021]))
 
