@@ -194,6 +194,18 @@ def rows(record: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
+def brief_rows(record: Mapping[str, Any]) -> list[list[str]]:
+    """Return the rows of the first model, and of the others the fastest."""
+    milliseconds = record["milliseconds"]
+    models: dict[str, list[str]] = {}
+    for name in milliseconds:
+        models.setdefault(name.partition(",")[0], []).append(name)
+    first, *others = (names for model, names in models.items() if model != ANOMALIB)
+    fastest = [min(names, key=lambda name: statistics.median(milliseconds[name])) for names in others]
+    chosen = {name: milliseconds[name] for name in (ANOMALIB_TORCH, *first, *fastest)}
+    return rows({"milliseconds": chosen})
+
+
 def cell(milliseconds: Sequence[float]) -> str:
     """Return the median and the 95th percentile: the smallest value that 95 % do not exceed."""
     p95 = sorted(milliseconds)[-(-95 * len(milliseconds) // 100) - 1]

@@ -27,7 +27,7 @@ def readme_table(folder: Path = RECORDS) -> str:
         *train.rows(records["train"]),
         [f"{seeds} seeds (as many runs; one sweep)", f"{alone[0]:.0f} s", f"{sweep[0]:.0f} s", ratio(alone, sweep)],
         *fit.rows(records["fit"]),
-        *predict.rows(records["predict"]),
+        *predict.brief_rows(records["predict"]),
     ]
     machine, versions = records["train"]["machine"], records["train"]["versions"]
     caption = (
