@@ -215,7 +215,7 @@ class TestPairs:
     def test_one_common_seed_is_not_compared(self, tmp_path):
         row, text = self.compare(tmp_path, [0.9, 0.91], [0.8])
         assert row["finding"] == "fewer than 2 common seeds"
-        assert "not compared, fewer than 2 common seeds" in text
+        assert "- Not compared, fewer than 2 common seeds: 1 pair." in text
 
 
 class TestReading:

@@ -125,9 +125,13 @@ def key_figures(table: pd.DataFrame, dash: str = "-") -> list[OwnRow]:
 
 
 def verdicts(differences: pd.DataFrame, names: dict[str, str]) -> list[str]:
-    """Say in one sentence a pair whether the data can tell the two apart."""
+    """Say in one sentence a pair whether the data can tell the two apart; pairs with too few seeds share one."""
     sentences = []
+    too_few = 0
     for (first, second), pair in differences.groupby(["first", "second"], sort=False):
+        if (pair["finding"] == "fewer than 2 common seeds").all():
+            too_few += 1
+            continue
         told = [
             f"{METRICS[row.metric]} ({names[first if row.finding == 'higher' else second]} higher by "
             f"{abs(row.difference):.5f})"
@@ -140,6 +144,8 @@ def verdicts(differences: pd.DataFrame, names: dict[str, str]) -> list[str]:
             which = "" if len(metrics) == len(pair) else f"{', '.join(METRICS[metric] for metric in metrics)}: "
             parts.append(which + REASONS[finding])
         sentences.append(f"{names[first]} and {names[second]}: {'; '.join(parts)}.")
+    if too_few:
+        sentences.append(f"Not compared, fewer than 2 common seeds: {too_few} pair{'s' * (too_few > 1)}.")
     return sentences
 
 
