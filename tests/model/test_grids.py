@@ -158,6 +158,8 @@ def test_without_a_projection_nothing_is_random(trained):
         ({"grids": [["layer3"], ["layer1"]]}, "from fine to coarse"),
         ({"calibration": False}, "calibration: true"),
         ({"support": -1.0}, "support: -1.0"),
+        ({"sigma": 0}, "sigma: 0 is not more than 0"),
+        ({"sigma": 16.0}, "sigma: 16.0 is not more than 0 and less than a quarter"),
         ({"guided": 0}, "guided: 0 is no radius"),
         ({"guided": 40}, "guided: 40 is no radius"),
         ({"n_features": 0}, "less than 1"),

@@ -49,6 +49,7 @@ class PadimModel(AnomalibPadimModel):
         storage_dtype: of the precision factors in a checkpoint.
         grids: the layers of each grid, from fine to coarse; ``None`` for the paper's one grid of ``layers``.
         support: how far a fine grid is believed without the next coarser one, see ``fuse``.
+        sigma: standard deviation in pixels of the Gaussian over the map.
         guided: radius in pixels of the guided filter over the map, see ``guide``; ``None`` for none.
     """
 
@@ -65,6 +66,7 @@ class PadimModel(AnomalibPadimModel):
         storage_dtype: torch.dtype = torch.float32,
         grids: Sequence[Sequence[str]] | None = None,
         support: float = 1.0,
+        sigma: float = 4.0,
         guided: int | None = None,
     ) -> None:
         # anomalib's class would build its own Gaussians: skip its __init__, call that of its base.
@@ -103,7 +105,7 @@ class PadimModel(AnomalibPadimModel):
         self.likeness = PatchEmbedding(self.layers, list(channels.values()), self.n_features_original, pooled=True)
         self.likenesses = EmbeddingBank()
         self.guidance = EmbeddingBank()
-        self.anomaly_map_generator = SmoothUpsample()
+        self.anomaly_map_generator = SmoothUpsample(sigma)
         self.register_buffer("map_mean", torch.empty(0))
         self.register_buffer("map_std", torch.empty(0))
         self.map_mean: torch.Tensor

@@ -60,6 +60,7 @@ class Padim(AnomalibPadim):
             paper's one grid. Needs ``calibration``.
         support: a fine grid counts up to this times what the next coarser one says: 0 is the coarsest grid alone,
             infinity all in full.
+        sigma: standard deviation in pixels of the Gaussian that smooths the map; 4 in the paper, at 224 pixels.
         guided: radius in pixels of a guided filter over the map, which lets its edges follow the photo's; ``None``
             for none.
         n_features: features to keep of the joined channels; ``None`` for the paper's number, with ``grids`` for all.
@@ -89,6 +90,7 @@ class Padim(AnomalibPadim):
         pre_trained: bool = True,
         grids: list[list[str]] | None = None,
         support: float = 1.0,
+        sigma: float = 4.0,
         guided: int | None = None,
         n_features: int | None = None,
         seed: int = 42,
@@ -118,6 +120,8 @@ class Padim(AnomalibPadim):
             raise UserError("grids: they need calibration: true, which tells how far each is to be believed.")
         if math.isnan(support) or support < 0:
             raise UserError(f"support: {support} is not 0 or more.")
+        if not 0 < 4 * sigma + 0.5 < min(image_size):
+            raise UserError(f"sigma: {sigma} is not more than 0 and less than a quarter of the image's smaller side.")
         if guided is not None and not 1 <= guided <= (min(image_size) - 1) // 2:
             raise UserError(f"guided: {guided} is no radius of 1 to {(min(image_size) - 1) // 2} pixels, nor null.")
         check_group(group)
@@ -155,6 +159,7 @@ class Padim(AnomalibPadim):
             storage_dtype=getattr(torch, checkpoint_precision),
             grids=grids,
             support=support,
+            sigma=sigma,
             guided=guided,
         )
         self.model.calibrating = calibration
