@@ -120,7 +120,7 @@ class Padim(AnomalibPadim):
             raise UserError("grids: they need calibration: true, which tells how far each is to be believed.")
         if math.isnan(support) or support < 0:
             raise UserError(f"support: {support} is not 0 or more.")
-        if not 0 < 4 * sigma + 0.5 < min(image_size):
+        if not (sigma > 0 and 4 * sigma + 0.5 < min(image_size)):
             raise UserError(f"sigma: {sigma} is not more than 0 and less than a quarter of the image's smaller side.")
         if guided is not None and not 1 <= guided <= (min(image_size) - 1) // 2:
             raise UserError(f"guided: {guided} is no radius of 1 to {(min(image_size) - 1) // 2} pixels, nor null.")
