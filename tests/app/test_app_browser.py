@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import threading
 
 import pandas as pd
 import pytest
@@ -87,7 +88,8 @@ def expect_verdicts(page, models, pixels, alpha):
     for shown, model in zip(verdicts.all(), models, strict=True):
         answer = model.judge(pixels)
         verdict = answer.at(alpha)
-        expect(shown).to_contain_text(f"score {answer.prediction.score:.4g}, threshold {verdict.threshold:.4g}")
+        threshold = f"threshold {verdict.threshold:.4g} at alpha = {alpha:g}"
+        expect(shown).to_contain_text(f"score {answer.prediction.score:.4g}, {threshold}")
         expect(shown).to_contain_text("✗ anomalous" if verdict.anomalous else "✓ good")
         expect(shown).to_contain_text(f"p-value {answer.p_value()}")
         expect(shown).to_contain_text(model.name)
@@ -124,6 +126,33 @@ def test_a_photo_is_judged_by_each_model_at_any_rate(open_page, models, run_fold
         expect(verdict).to_contain_text("alpha = 0.002 is less than 1 / (N + 1)")
     page.locator("#alpha input[type=number]").fill("0.4")
     expect_verdicts(page, models, read_image(photo), 0.4)
+
+
+def test_alpha_may_be_moved_while_a_model_is_asked(open_page, models, good, monkeypatch):
+    page, asked, answered = open_page(), threading.Event(), threading.Event()
+    send(page, good[0])
+    expect_verdicts(page, models, read_image(good[0]), models[0].alpha)
+    clean, predict = score(page), models[0].predictor.predict
+
+    def wait(photos):
+        asked.set()
+        assert answered.wait(60)
+        return predict(photos)
+
+    monkeypatch.setattr(models[0].predictor, "predict", wait)
+    stroke(page)
+    assert asked.wait(60)
+    page.locator("#alpha input[type=number]").fill("0.4")
+    verdict = page.locator(".verdict").first
+    expect(verdict).to_contain_text("at alpha = 0.4")
+    page.evaluate("""() => {
+        window.shown = [];
+        const look = () => shown.push(document.querySelector(".verdict").innerText.match(/alpha = (\\S+)/)[1]);
+        new MutationObserver(look).observe(document.body, {subtree: true, childList: true, characterData: true});
+    }""")
+    answered.set()
+    expect(verdict).not_to_contain_text(f"score {clean:.4g},")
+    assert set(page.evaluate("shown")) == {"0.4"}
 
 
 def test_a_drawing_on_a_good_photo_changes_the_answer(open_page, models, good):

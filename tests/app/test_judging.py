@@ -80,7 +80,7 @@ def test_a_rate_that_is_too_small_has_no_verdict_but_a_sentence():
 
 
 def test_a_model_without_calibration_keeps_its_verdict_and_says_so():
-    for alpha in (0.001, 0.05, 0.4):
+    for alpha in (0.001, 0.05, 0.4, None):
         verdict = answer(1.95, calibration=None).at(alpha)
         assert verdict.anomalous is True and verdict.threshold == 1.9
         assert verdict.note.startswith("This model was trained without calibration")

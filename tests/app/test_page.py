@@ -49,37 +49,37 @@ def upload(path, name="mine.png"):
 def test_a_drawing_is_judged_on_the_photo_and_a_new_rate_asks_no_model(dark):
     stub = Stub()
     desk = Desk([stub], [dark], dark.parent)
-    board, photo, _, verdict, heatmap = desk.take(upload(dark), 0.1)
+    board, photo, answers, heatmap = desk.take(upload(dark))
     assert board.shape == photo.shape == heatmap.shape == (60, 80, 3)
+    (verdict,) = desk.decide(answers, 0.1)
     assert "✓ good" in verdict and "score <b>20</b>, threshold <b>90</b> at alpha = 0.1" in verdict
     layer = np.zeros((60, 80, 4), dtype=np.uint8)
     layer[:5] = 95, 0, 0, 255
-    answers, verdict, _ = desk.draw({"background": None, "layers": [layer], "composite": None}, photo, 0.1)
-    assert "✗ anomalous" in verdict and "score <b>95</b>" in verdict
-    for alpha, word in ((0.02, "✓ good"), (0.3, "✗ anomalous"), (0.001, "? no verdict")):
-        assert word in desk.rejudge(answers, alpha)[1]
+    answers, _ = desk.draw({"background": None, "layers": [layer], "composite": None}, photo)
+    assert "score <b>95</b>" in desk.decide(answers, 0.1)[0]
+    for alpha, word in ((0.02, "✓ good"), (0.1, "✗ anomalous"), (0.3, "✗ anomalous"), (0.001, "? no verdict")):
+        assert word in desk.decide(answers, alpha)[0]
     assert stub.asked == 2
-    assert "✓ good" in desk.draw(None, photo, 0.1)[1]
-    assert desk.pick(0.1, SimpleNamespace(index=0))[3] == desk.take(upload(dark), 0.1)[3]
+    assert "✓ good" in desk.decide(desk.draw(None, photo)[0], 0.1)[0]
+    assert desk.pick(SimpleNamespace(index=0))[2][0].prediction.score == 20
 
 
 def test_what_is_not_there_yet_is_no_error(dark):
     desk = Desk([Stub()], [], dark.parent)
-    assert desk.take(None, 0.1) == desk.wipe(None) == desk.rejudge([], 0.1) == gr.skip()
-    assert desk.rejudge(desk.take(upload(dark), 0.1)[2], None) == gr.skip()
+    assert desk.take(None) == desk.wipe(None) == desk.decide([], 0.1) == gr.skip()
     with pytest.raises(UserError, match="There is no photo here"):
-        desk.draw({"layers": []}, None, 0.1)
+        desk.draw({"layers": []}, None)
     for alpha in (None, 0, 7):
-        with pytest.raises(UserError, match="alpha is a number between 0 and 1"):
-            desk.take(upload(dark), alpha)
+        (verdict,) = desk.decide(desk.take(upload(dark))[2], alpha)
+        assert "? no verdict" in verdict and "alpha is a number between 0 and 1" in verdict
 
 
 def test_names_are_inert(dark):
     desk = Desk([Stub()], [], dark.parent)
-    assert "<img" not in desk.take(upload(dark), 0.1)[3]
+    assert "<img" not in desk.decide(desk.take(upload(dark))[2], 0.1)[0]
     dark.write_bytes(b"no picture")
     with pytest.raises(gr.Error) as error:
-        page_module._in_words(desk.take)(upload(dark, HOSTILE), 0.1)
+        page_module._in_words(desk.take)(upload(dark, HOSTILE))
     assert "of no known image format" in error.value.message and "<img" not in error.value.message
     assert not error.value.print_exception
 
@@ -88,7 +88,7 @@ def test_no_other_file_of_the_machine_can_be_asked_for(dark, tmp_path):
     desk = Desk([Stub()], [], tmp_path / "uploads")
     for path in (dark, tmp_path / "uploads" / ".." / dark.name):
         with pytest.raises(UserError, match="no uploaded photo"):
-            desk.take(upload(path), 0.1)
+            desk.take(upload(path))
 
 
 def test_a_fault_is_told_in_the_terminal_and_not_to_strangers():

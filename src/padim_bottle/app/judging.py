@@ -46,10 +46,12 @@ class Answer:
     prediction: ImagePrediction
     heatmap: Picture
 
-    def at(self, alpha: float) -> Verdict:
-        """Return the verdict at a false-alarm rate; the network is not asked again."""
+    def at(self, alpha: float | None) -> Verdict:
+        """Return the verdict at a false-alarm rate, None while there is none; the network is not asked again."""
         score = self.prediction.score
         try:
+            if self.rule.calibration is not None and (alpha is None or not 0 < alpha < 1):
+                raise UserError("alpha is a number between 0 and 1: move the slider.")
             rule = self.rule.at(alpha)
         except UserError as error:
             if self.rule.calibration is not None:

@@ -58,7 +58,7 @@ class Desk:
         environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
         self._template = environment.get_template("verdict.html.j2")
 
-    def take(self, upload: dict[str, Any] | None, alpha: float | None) -> Any:
+    def take(self, upload: dict[str, Any] | None) -> Any:
         """Lay an uploaded photo on the drawing board and judge it."""
         # Nothing has arrived yet where only the camera was switched on.
         if upload is None:
@@ -67,39 +67,35 @@ class Desk:
         # A stranger could ask for any file of this machine.
         if not path.is_relative_to(self.uploads):
             raise UserError("This is no uploaded photo: drop, take or pick one.")
-        return self._lay(read_upload(path, upload["orig_name"] or path.name), alpha)
+        return self._lay(read_upload(path, upload["orig_name"] or path.name))
 
-    def pick(self, alpha: float | None, picked: gr.SelectData) -> list[Any]:
+    def pick(self, picked: gr.SelectData) -> list[Any]:
         """Lay a photo of the gallery on the drawing board and judge it."""
-        return self._lay(read_image(self.gallery[picked.index]), alpha)
+        return self._lay(read_image(self.gallery[picked.index]))
 
-    def draw(self, board: dict[str, Any] | None, photo: Picture | None, alpha: float) -> list[Any]:
+    def draw(self, board: dict[str, Any] | None, photo: Picture | None) -> list[Any]:
         """Judge the photo with what was drawn on it."""
         if photo is None:
             raise UserError("There is no photo here: drop, take or pick one first.")
         # The layers alone: the browser's copy of the photo is smaller and went through its colour management.
-        return self._judge(draw_over(photo, board["layers"] if board else []), alpha)
+        return self._judge(draw_over(photo, board["layers"] if board else []))
 
     def wipe(self, photo: Picture | None) -> Any:
         """Return what lies on the drawing board after it was cleared: the photo again."""
         return gr.skip() if photo is None else shrink(photo, BOARD_SIDE)
 
-    def rejudge(self, answers: Sequence[Answer], alpha: float | None) -> Any:
-        """Return the answers as they are, and the verdicts at another false-alarm rate."""
-        # The field is empty while a number is being typed.
-        return [answers, *self._verdicts(answers, alpha)] if answers and alpha is not None else gr.skip()
-
-    def _lay(self, photo: Picture, alpha: float | None) -> list[Any]:
-        return [shrink(photo, BOARD_SIDE), photo, *self._judge(photo, alpha)]
-
-    def _judge(self, photo: Picture, alpha: float | None) -> list[Any]:
-        answers = [model.judge(photo) for model in self.models]
-        return [answers, *self._verdicts(answers, alpha), *(answer.heatmap for answer in answers)]
-
-    def _verdicts(self, answers: Sequence[Answer], alpha: float | None) -> list[str]:
-        if alpha is None or not 0 < alpha < 1:
-            raise UserError("alpha is a number between 0 and 1: move the slider.")
+    def decide(self, answers: Sequence[Answer], alpha: float | None) -> Any:
+        """Return the verdicts at a false-alarm rate."""
+        if not answers:
+            return gr.skip()
         return [self._template.render(answer=answer, verdict=answer.at(alpha), alpha=alpha) for answer in answers]
+
+    def _lay(self, photo: Picture) -> list[Any]:
+        return [shrink(photo, BOARD_SIDE), photo, *self._judge(photo)]
+
+    def _judge(self, photo: Picture) -> list[Any]:
+        answers = [model.judge(photo) for model in self.models]
+        return [answers, *(answer.heatmap for answer in answers)]
 
 
 def build_page(models: Sequence[Model], gallery: Sequence[Path], no_gallery: str | None = None) -> gr.Blocks:
@@ -145,23 +141,27 @@ def build_page(models: Sequence[Model], gallery: Sequence[Path], no_gallery: str
                     verdicts.append(gr.HTML(f"<p><b>{escape(model.name)}</b></p><p>No photo yet.</p>"))
                     heatmaps.append(gr.Image(label=HEATMAP, interactive=False, buttons=["fullscreen"]))
         photo, answers = gr.State(time_to_live=SESSION_SECONDS), gr.State([], time_to_live=SESSION_SECONDS)
-        rejudged = [answers, *verdicts]
-        judged = [*rejudged, *heatmaps]
-        # alpha and uploads as they come: Gradio would open a file itself, and answer a damaged one with a traceback.
+        judged = [answers, *heatmaps]
+        # Uploads as they come: Gradio would open a file itself, and answer a damaged one with a traceback.
         raw = {"preprocess": False, "api_visibility": "private"}
-        latest = {"trigger_mode": "always_last", "api_visibility": "private"}
         # One photo at a time: an exported model's memory is not for two.
         network = {"concurrency_id": "network", "concurrency_limit": 1}
-        taken = upload.input(_in_words(desk.take), [upload, alpha], [board, photo, *judged], **raw, **network)
+        taken = upload.input(_in_words(desk.take), upload, [board, photo, *judged], **raw, **network)
         # Made ready for the next one, also by a photo that could not be read.
         for done in (taken.success, taken.failure):
             done(lambda: None, None, upload, show_progress="hidden", api_visibility="private")
-        pickable.select(_in_words(desk.pick), alpha, [board, photo, *judged], **raw, **network)
-        board.input(_in_words(desk.draw), [board, photo, alpha], judged, **latest, **network)
+        picked = pickable.select(_in_words(desk.pick), None, [board, photo, *judged], **raw, **network)
+        drawn = board.input(
+            _in_words(desk.draw), [board, photo], judged,
+            trigger_mode="always_last", api_visibility="private", **network,
+        )  # fmt: skip
         board.clear(_in_words(desk.wipe), photo, board, api_visibility="private")
-        alpha.change(
-            _in_words(desk.rejudge), [answers, alpha], rejudged, preprocess=False, show_progress="hidden", **latest
-        )
+        # By an event of its own, one after the other, at the rate of then: alpha moves while models are asked.
+        decide = {"fn": _in_words(desk.decide), "inputs": [answers, alpha], "outputs": verdicts}
+        in_turn = {"concurrency_id": "verdicts", "concurrency_limit": 1, "show_progress": "hidden"}
+        for asked in (taken, picked, drawn):
+            asked.success(**decide, **in_turn, **raw)
+        alpha.change(**decide, **in_turn, **raw, trigger_mode="always_last")
     return page
 
 
