@@ -1,5 +1,6 @@
 """What models say about a photo, at any false-alarm rate."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,9 +51,7 @@ class Answer:
         """Return the verdict at a false-alarm rate, None while there is none; the network is not asked again."""
         score = self.prediction.score
         try:
-            if self.rule.calibration is not None and (alpha is None or not 0 < alpha < 1):
-                raise UserError("alpha is a number between 0 and 1: move the slider.")
-            rule = self.rule.at(alpha)
+            rule = self.rule.at(math.nan if alpha is None else alpha)
         except UserError as error:
             if self.rule.calibration is not None:
                 return Verdict(None, None, str(error))

@@ -33,10 +33,12 @@ class ImageRule:
         """Return the rule for another false-alarm rate, as a model trained with this alpha has it.
 
         Raises:
-            UserError: the model was not calibrated, or on too few images for this alpha.
+            UserError: alpha is no rate, or the model was not calibrated, or on too few images for this alpha.
         """
         if self.calibration is None:
             raise UserError("This model was trained without calibration: its false-alarm rate cannot be chosen.")
+        if not 0 < alpha < 1:
+            raise UserError("alpha, the false-alarm rate, is a number between 0 and 1.")
         smallest = 1 / (len(self.calibration) + 1)
         if alpha < smallest:
             raise UserError(
