@@ -54,6 +54,7 @@ def cluster():
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112 - what else runs on this machine is not the tests' affair
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - or workers wait for whatever else this machine does
     node = {"num_cpus": 2, "object_store_memory": 100_000_000}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     cluster.add_node(**node)
