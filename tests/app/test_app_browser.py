@@ -169,6 +169,7 @@ def test_a_drawing_on_a_good_photo_changes_the_answer(open_page, models, good):
     expect(page.locator("#gallery img")).to_have_count(len(good))
     page.locator("#gallery button").nth(1).click()
     expect_verdicts(page, models, read_image(good[1]), models[0].alpha)
+    expect(page.get_by_label("Brush Size")).to_be_visible()
     clean = score(page)
     stroke(page, lambda: score(page) != clean)
     expect(page.locator(".verdict").first).to_contain_text("✗ anomalous")

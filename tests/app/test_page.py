@@ -71,7 +71,7 @@ def test_what_is_not_there_yet_is_no_error(dark):
         desk.draw({"layers": []}, None)
     for alpha in (None, 0, 7):
         (verdict,) = desk.decide(desk.take(upload(dark))[2], alpha)
-        assert "? no verdict" in verdict and "a number between 0 and 1" in verdict
+        assert "? no verdict" in verdict and "alpha, the false-alarm rate, is a number between 0 and 1." in verdict
 
 
 def test_names_are_inert(dark):

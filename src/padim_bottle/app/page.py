@@ -157,11 +157,13 @@ def build_page(models: Sequence[Model], gallery: Sequence[Path], no_gallery: str
         )  # fmt: skip
         board.clear(_in_words(desk.wipe), photo, board, api_visibility="private")
         # By an event of its own, one after the other, at the rate of then: alpha moves while models are asked.
-        decide = {"fn": _in_words(desk.decide), "inputs": [answers, alpha], "outputs": verdicts}
-        in_turn = {"concurrency_id": "verdicts", "concurrency_limit": 1, "show_progress": "hidden"}
+        decide = {
+            "fn": _in_words(desk.decide), "inputs": [answers, alpha], "outputs": verdicts,
+            "concurrency_id": "verdicts", "concurrency_limit": 1, "show_progress": "hidden", **raw,
+        }  # fmt: skip
         for asked in (taken, picked, drawn):
-            asked.success(**decide, **in_turn, **raw)
-        alpha.change(**decide, **in_turn, **raw, trigger_mode="always_last")
+            asked.success(**decide)
+        alpha.change(**decide, trigger_mode="always_last")
     return page
 
 
