@@ -52,7 +52,7 @@ def load(contender: str, model: Path) -> Callable[["NDArray[np.uint8]"], Any]:
     if contender == ANOMALIB_TORCH:
         return load_anomalib(model)
 
-    from padim_bottle.deploy.predictor import load_predictor
+    from padim_bottle.predict.predictor import load_predictor
 
     predictor = load_predictor(model)
     return lambda photo: predictor.predict([photo])
@@ -68,7 +68,7 @@ def load_anomalib(run: Path) -> Callable[["NDArray[np.uint8]"], Any]:
     from anomalib.models import Padim
     from torchvision.transforms.v2.functional import to_dtype, to_image
 
-    from padim_bottle.deploy.checkpoint import load_padim
+    from padim_bottle.predict.checkpoint import load_padim
 
     ours = load_padim(run / "model.ckpt")
     network = ours.model
@@ -96,9 +96,9 @@ def load_anomalib(run: Path) -> Callable[["NDArray[np.uint8]"], Any]:
 def export_copies(run: Path, folder: Path) -> None:
     """Export a run's model to ONNX, and to OpenVINO in every precision."""
     from padim_bottle.console import quiet
-    from padim_bottle.deploy.card import PRECISIONS
-    from padim_bottle.deploy.export import export
-    from padim_bottle.deploy.proof import find_training_photos
+    from padim_bottle.export.formats import export
+    from padim_bottle.export.proof import find_training_photos
+    from padim_bottle.predict.card import PRECISIONS
 
     quiet()
     export(run / "model.ckpt", ["onnx"], folder)

@@ -8,8 +8,8 @@ import pandas as pd
 import torch
 
 from padim_bottle.evaluation.metrics import Predictions, Thresholds, evaluate, predictions_table
-from padim_bottle.figures.panels import HeatmapScale, draw_panels, write_strip
 from padim_bottle.model.calibration import conformal_threshold, p_value
+from padim_bottle.report.panels import HeatmapScale, draw_panels, write_strip
 from padim_bottle.runs.finished import DATA_FILE, save_data, strip_path
 
 SIDE = 32

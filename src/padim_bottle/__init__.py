@@ -16,8 +16,8 @@ _HOMES = {
     "MVTecAD": "padim_bottle.data.mvtec",
     "Photos": "padim_bottle.data.photos",
     "SyntheticBottles": "padim_bottle.data.synthetic",
-    "ResultsWriter": "padim_bottle.experiment.results_writer",
-    "MLFlowLogger": "padim_bottle.experiment.loggers",
+    "ResultsWriter": "padim_bottle.runs.writer",
+    "MLFlowLogger": "padim_bottle.runs.loggers",
 }
 
 __all__ = ["MLFlowLogger", "MVTecAD", "Padim", "Photos", "ResultsWriter", "SyntheticBottles"]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from padim_bottle.app.judging import load_models
-from padim_bottle.app.photos import find_good_photos
+from padim_bottle.app.uploads import find_good_photos
 from padim_bottle.data.images import read_image
 
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ def address(browser, models, good, tmp_path_factory):
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("GRADIO_ANALYTICS_ENABLED", "False")
         environment.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("cache")))
-        from padim_bottle.app.page import build_page, serve
+        from padim_bottle.app.browser import build_page, serve
 
         with serve(build_page(models, good)) as address:
             yield address

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from padim_bottle.app import photos
-from padim_bottle.app.photos import draw_over, find_good_photos, read_upload, shrink
+from padim_bottle.app import uploads
+from padim_bottle.app.uploads import draw_over, find_good_photos, read_upload, shrink
 from padim_bottle.data.images import read_image
 from padim_bottle.errors import UserError
 
@@ -39,7 +39,7 @@ def test_what_is_no_image_is_refused_by_the_name_its_owner_knows(content, tmp_pa
 def test_a_photo_of_too_many_pixels_is_refused_before_it_is_decoded(limit_of_pillow, tmp_path, monkeypatch):
     path = save(tmp_path / "a.png", photo())
     path.write_bytes(path.read_bytes()[:1000])  # to decode it would be another error
-    monkeypatch.setattr(photos, "MAX_PIXELS", 60 * 80 - 1)
+    monkeypatch.setattr(uploads, "MAX_PIXELS", 60 * 80 - 1)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit_of_pillow)
     with pytest.raises(UserError, match=r"^a\.png has more than 0 million pixels, too many here: make it smaller\.$"):
         read_upload(path, "a.png")

@@ -68,7 +68,7 @@ def test_it_serves_until_it_is_stopped_and_leaves_nothing_behind(gallery, run_fo
             asked.append(httpx.get(f"{address}config").text)
             assert list(environment.iterdir())
 
-    monkeypatch.setattr("padim_bottle.deploy.watch.stop_signal", lambda: contextlib.nullcontext(Stop()))
+    monkeypatch.setattr("padim_bottle.predict.watch.stop_signal", lambda: contextlib.nullcontext(Stop()))
     model = run_folder
     if not gallery:
         model = environment.parent / "moved.ckpt"

@@ -11,9 +11,9 @@ import pytest
 from padim_bottle.app.judging import SHOWN_SIDE, Answer, Model, load_models
 from padim_bottle.commands.predict import predict_command
 from padim_bottle.data.images import read_image
-from padim_bottle.deploy.pictures import draw
-from padim_bottle.deploy.predictor import ImagePrediction
-from padim_bottle.deploy.verdict import ImageRule
+from padim_bottle.predict.heatmaps import draw
+from padim_bottle.predict.predictor import ImagePrediction
+from padim_bottle.predict.verdict import ImageRule
 
 CALIBRATION = np.linspace(1, 2, 19)
 

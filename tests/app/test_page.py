@@ -7,14 +7,14 @@ import pytest
 from PIL import Image
 
 from padim_bottle.app.judging import Answer
-from padim_bottle.deploy.predictor import ImagePrediction
-from padim_bottle.deploy.verdict import ImageRule
 from padim_bottle.errors import UserError
+from padim_bottle.predict.predictor import ImagePrediction
+from padim_bottle.predict.verdict import ImageRule
 
 gr = pytest.importorskip("gradio", reason='needs Gradio: pip install -e ".[app]"')
 
-from padim_bottle.app import page as page_module  # noqa: E402
-from padim_bottle.app.page import Desk, build_page, serve  # noqa: E402
+from padim_bottle.app import browser as page_module  # noqa: E402
+from padim_bottle.app.browser import Desk, build_page, serve  # noqa: E402
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 

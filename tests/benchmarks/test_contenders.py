@@ -7,8 +7,8 @@ from PIL import Image
 from predict import ANOMALIB_TORCH, EXPORTS, check, export_copies, load, time_stages
 from torch.nn.modules.module import _global_forward_hooks
 
-from padim_bottle.deploy.checkpoint import load_padim
 from padim_bottle.errors import UserError
+from padim_bottle.predict.checkpoint import load_padim
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ import pytest
 
 from padim_bottle.commands.predict import predict_command
 from padim_bottle.data.images import read_image
-from padim_bottle.deploy.photos import find_photos, read_ahead
-from padim_bottle.deploy.pictures import draw
-from padim_bottle.deploy.predictor import ImagePrediction, load_predictor
+from padim_bottle.predict.heatmaps import draw
+from padim_bottle.predict.judge import find_photos, read_ahead
+from padim_bottle.predict.predictor import ImagePrediction, load_predictor
 
 pytestmark = pytest.mark.slow
 
@@ -142,7 +142,7 @@ def test_a_bug_is_no_verdict(run_folder, table, monkeypatch, capsys):
     def fail(*_):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("padim_bottle.deploy.predictor.Predictor.predict_prepared", fail)
+    monkeypatch.setattr("padim_bottle.predict.predictor.Predictor.predict_prepared", fail)
     assert predict(run_folder, table["image_path"][0]) == 70
     assert "a bug" in capsys.readouterr().err
 
@@ -191,7 +191,7 @@ def test_what_is_not_there_is_named(arguments, words, capsys, tmp_path, monkeypa
 
 def test_help_is_quick_because_nothing_heavy_is_imported():
     code = (
-        "import sys, padim_bottle.commands.predict, padim_bottle.deploy.export; "
+        "import sys, padim_bottle.commands.predict, padim_bottle.export.formats; "
         "print({'torch', 'numpy', 'cv2', 'anomalib'} & {*sys.modules})"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

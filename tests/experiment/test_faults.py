@@ -129,7 +129,7 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_results_alone(workplace, cap
 @pytest.mark.parametrize("limit", [0, 300, 6_000])
 def test_a_disk_that_fills_while_results_are_written(workplace, capsys, monkeypatch, limit):
     """The checkpoint is written by then; pictures, predictions.csv, config.yaml and metrics.json are not."""
-    from padim_bottle.experiment.results_writer import ResultsWriter
+    from padim_bottle.runs.writer import ResultsWriter
 
     hook = ResultsWriter.on_test_start
 
@@ -245,7 +245,7 @@ def test_what_the_machine_did_is_told_apart_from_what_the_program_did(error, wor
 
 
 def test_ctrl_c_says_that_nothing_was_left(workplace, capsys, monkeypatch):
-    from padim_bottle.experiment.results_writer import ResultsWriter
+    from padim_bottle.runs.writer import ResultsWriter
 
     def press(self, trainer, model):
         raise KeyboardInterrupt
@@ -264,9 +264,9 @@ def test_ctrl_c_says_that_nothing_was_left(workplace, capsys, monkeypatch):
 
 ZYGOTE = """
 import json, os, sys
-import padim_bottle.sweep.feature_cache, padim_bottle.experiment.results_writer, padim_bottle.comparison.files
+import padim_bottle.sweep.feature_cache, padim_bottle.runs.writer, padim_bottle.compare.outputs
 import padim_bottle.data.synthetic
-import padim_bottle.model.padim, padim_bottle.comparison.markdown, filelock, rich.progress, omegaconf
+import padim_bottle.model.padim, padim_bottle.compare.markdown, filelock, rich.progress, omegaconf
 from padim_bottle.commands.train import train_command
 from padim_bottle.commands.sweep import sweep_command
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from recorded_runs import add_training_photos, without_test_images, write_run
 
-from padim_bottle.comparison.page import write_sweep_report
+from padim_bottle.compare.seeds_page import write_sweep_report
 from padim_bottle.report.run_report import write_report
 from padim_bottle.runs.finished import read_recorded_run, reference_thresholds
 
@@ -226,7 +226,7 @@ def test_a_hostile_name_is_inert(open_page, run):
 
 @pytest.mark.parametrize("arguments", [{"types": {"good": 3}, "training": 0}, {"training": 0}, {"types": {"crack": 2}}])
 def test_runs_without_thresholds_defects_or_goods_have_a_slider_too(arguments, open_page, tmp_path, monkeypatch):
-    monkeypatch.setattr("padim_bottle.figures.gallery.FIGURES", {})  # for the sake of time
+    monkeypatch.setattr("padim_bottle.report.gallery.FIGURES", {})  # for the sake of time
     folder = write_run(tmp_path / "seed_0", pictures=False, **arguments)
     write_report(folder)
     run = read_recorded_run(folder)

@@ -13,7 +13,7 @@ from PIL import Image
 from recorded_runs import add_training_photos, without_test_images, write_run
 
 from padim_bottle.commands.report import report_command
-from padim_bottle.comparison.page import write_sweep_report
+from padim_bottle.compare.seeds_page import write_sweep_report
 from padim_bottle.errors import UserError
 from padim_bottle.experiment.train import train
 from padim_bottle.model.calibration import false_alarm_range, p_value
@@ -21,7 +21,7 @@ from padim_bottle.report.run_report import write_report
 from padim_bottle.runs.finished import DATA_FILE, read_recorded_run, reference_thresholds
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-NO_FIGURES = ("padim_bottle.figures.gallery.FIGURES", {})  # for the sake of time
+NO_FIGURES = ("padim_bottle.report.gallery.FIGURES", {})  # for the sake of time
 HOSTILE = "<img src=x onerror=alert(1)>&\"'</script>".replace("/", "")
 
 

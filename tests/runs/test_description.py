@@ -13,7 +13,7 @@ from anomalib.post_processing import PostProcessor
 from lightning import seed_everything
 
 from padim_bottle import Padim
-from padim_bottle.runs.description import public_name, run_seed, run_thresholds
+from padim_bottle.runs.record import public_name, run_seed, run_thresholds
 from padim_bottle.runs.table import settings_digest
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"

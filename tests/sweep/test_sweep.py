@@ -17,7 +17,7 @@ import yaml
 from padim_bottle.commands.sweep import sweep_command
 from padim_bottle.errors import UserError
 from padim_bottle.experiment.train import build, train
-from padim_bottle.sweep import sweep as sweeps
+from padim_bottle.sweep import driver as sweeps
 from padim_bottle.sweep.feature_cache import FeatureCache
 from padim_bottle.sweep.plan import name_suffix, parse_seeds
 
@@ -286,7 +286,7 @@ def test_two_sweeps_in_one_results_folder_are_refused(swept, capsys):
 
 
 def test_a_run_that_fails_is_recorded_and_stops_no_other(workplace, monkeypatch, capsys):
-    from padim_bottle.experiment.results_writer import ResultsWriter
+    from padim_bottle.runs.writer import ResultsWriter
 
     arguments = [*write_sweep("failing.yaml", overrides=NO_REPORT), "--seeds", "0-2", "--results", "failing"]
     on_test_end = ResultsWriter.on_test_end

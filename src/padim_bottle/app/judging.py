@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from padim_bottle.app.photos import Picture, shrink
-from padim_bottle.deploy.pictures import draw
-from padim_bottle.deploy.predictor import ImagePrediction, Predictor, load_predictor
-from padim_bottle.deploy.verdict import ImageRule
+from padim_bottle.app.uploads import Picture, shrink
 from padim_bottle.errors import UserError
+from padim_bottle.predict.heatmaps import draw
+from padim_bottle.predict.predictor import ImagePrediction, Predictor, load_predictor
+from padim_bottle.predict.verdict import ImageRule
 
 SHOWN_SIDE = 768
 """Pixels of the larger side of what the page shows."""

@@ -52,10 +52,10 @@ def _app(options: argparse.Namespace) -> int:
         # Before Gradio is loaded. What it stores goes when the app ends.
         os.environ.update(NO_RECORDS, GRADIO_TEMP_DIR=folder)
         with quiet_imports():
+            from padim_bottle.app.browser import build_page, serve
             from padim_bottle.app.judging import load_models
-            from padim_bottle.app.page import build_page, serve
-            from padim_bottle.app.photos import find_good_photos
-            from padim_bottle.deploy.watch import stop_signal
+            from padim_bottle.app.uploads import find_good_photos
+            from padim_bottle.predict.watch import stop_signal
 
         gallery, no_gallery = [], None
         try:

@@ -42,7 +42,7 @@ def compare_command(arguments: Sequence[str] | None = None) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from padim_bottle.comparison.files import write_comparison
+    from padim_bottle.compare.outputs import write_comparison
     from padim_bottle.runs.table import read_runs
 
     runs = read_runs(options.folders)
@@ -60,9 +60,9 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _print_key_figures(table: pd.DataFrame) -> None:
-    from padim_bottle.comparison.markdown import display_names, key_figures, verdicts
-    from padim_bottle.comparison.statistics import paired_differences
-    from padim_bottle.report.page import COLUMNS
+    from padim_bottle.compare.markdown import display_names, key_figures, verdicts
+    from padim_bottle.compare.statistics import paired_differences
+    from padim_bottle.report.html import COLUMNS
 
     for row in key_figures(table):
         print(f"{row.name}:")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from padim_bottle.commands.arguments import new_parser
 from padim_bottle.console import quiet_imports
-from padim_bottle.deploy.card import FORMATS, PRECISIONS
 from padim_bottle.errors import UserError, run_command
 from padim_bottle.files import write_whole
+from padim_bottle.predict.card import FORMATS, PRECISIONS
 
 EXPORT_HELP = """\
 Export a fitted model, with its preprocessing, thresholds and p-value inside, to
@@ -50,7 +50,7 @@ def export_command(arguments: Sequence[str] | None = None) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from padim_bottle.deploy.export import check_packages, export, find_checkpoint
+    from padim_bottle.export.formats import check_packages, export, find_checkpoint
 
     lowered = options.precision != "float32"
     formats = options.format or (["openvino"] if lowered else FORMATS)
@@ -58,7 +58,7 @@ def _export(options: argparse.Namespace) -> int:
         raise UserError(f"--precision {options.precision}: only OpenVINO has it, leave --format out.")
     check_packages(formats, options.precision)
     with quiet_imports():
-        from padim_bottle.deploy.proof import find_proof_photos, find_training_photos, print_report, prove
+        from padim_bottle.export.proof import find_proof_photos, find_training_photos, print_report, prove
 
     checkpoint = find_checkpoint(options.model)
     output = options.output or checkpoint.parent / "export"

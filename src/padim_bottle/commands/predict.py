@@ -9,9 +9,9 @@ from typing import Any
 
 from padim_bottle.commands.arguments import new_parser, positive, rate
 from padim_bottle.console import quiet_imports
-from padim_bottle.deploy.photos import find_photos, judge
-from padim_bottle.deploy.verdict_table import VerdictTable, explain_together, judge_together, verdict_row
 from padim_bottle.errors import UserError, run_command
+from padim_bottle.predict.judge import find_photos, judge
+from padim_bottle.predict.verdict_table import VerdictTable, explain_together, judge_together, verdict_row
 
 PREDICT_HELP = """\
 Judge photos with a fitted model: path, score, p-value (how often a good photo scores at least this high) and verdict,
@@ -82,9 +82,9 @@ def _predict(options: argparse.Namespace) -> int:
     with quiet_imports():
         from tqdm import tqdm
 
-        from padim_bottle.deploy.drift import monitor_of
-        from padim_bottle.deploy.pictures import Pictures
-        from padim_bottle.deploy.predictor import load_predictor
+        from padim_bottle.predict.drift import monitor_of
+        from padim_bottle.predict.heatmaps import Pictures
+        from padim_bottle.predict.predictor import load_predictor
 
     predictor = load_predictor(options.model, device=options.device, threads=options.threads, alpha=options.alpha)
     note = None if options.fdr is None else explain_together(predictor, options.fdr, len(photos))
@@ -114,10 +114,10 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _watch(options: argparse.Namespace) -> int:
     with quiet_imports():
-        from padim_bottle.deploy.drift import monitor_of
-        from padim_bottle.deploy.pictures import Pictures
-        from padim_bottle.deploy.predictor import load_predictor
-        from padim_bottle.deploy.watch import VerdictLog, stop_signal, watch
+        from padim_bottle.predict.drift import monitor_of
+        from padim_bottle.predict.heatmaps import Pictures
+        from padim_bottle.predict.predictor import load_predictor
+        from padim_bottle.predict.watch import VerdictLog, stop_signal, watch
 
     predictor = load_predictor(options.model, device=options.device, threads=options.threads, alpha=options.alpha)
     pictures = None if options.output is None else Pictures(options.output, root=options.watch)

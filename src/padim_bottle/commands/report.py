@@ -31,7 +31,7 @@ def report_command(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write_reports(folders: Sequence[Path]) -> int:
-    from padim_bottle.comparison.page import write_sweep_report
+    from padim_bottle.compare.seeds_page import write_sweep_report
     from padim_bottle.report.run_report import write_report
 
     for folder in folders:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from padim_bottle.commands.arguments import new_parser
 from padim_bottle.errors import run_command
+from padim_bottle.sweep.driver import sweep
 from padim_bottle.sweep.plan import SweepSettings, finished, plan, read_settings
-from padim_bottle.sweep.sweep import sweep
 
 DEFAULT_CONFIG = Path("configs/sweep.yaml")
 

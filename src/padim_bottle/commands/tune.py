@@ -52,7 +52,7 @@ def tune_command(arguments: Sequence[str] | None = None) -> int:
 
 
 def _tune(options: argparse.Namespace) -> int:
-    from padim_bottle.tuning.settings import candidates_of, read_grid, read_settings
+    from padim_bottle.tune.settings import candidates_of, read_grid, read_settings
 
     settings = read_settings(options.settings)
     settings.results = options.results or settings.results
@@ -62,8 +62,8 @@ def _tune(options: argparse.Namespace) -> int:
     fixed = {} if options.photos is None else photo_settings(options.photos, options.group)
     candidates = candidates_of(options.config, grid, fixed)
     with quiet_imports():
-        from padim_bottle.tuning.record import Tuning, default_name, write_results
-        from padim_bottle.tuning.tune import device_of, measure, training_paths
+        from padim_bottle.tune.measure import device_of, measure, training_paths
+        from padim_bottle.tune.results import Tuning, default_name, write_results
 
     name = options.name or default_name(options.config, grid)
     tuning = Tuning(name, options.config, grid, settings, training_paths(candidates[0].cli), fixed)
@@ -106,8 +106,8 @@ def _print_table(names: Sequence[str], ranking: "pd.DataFrame") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from padim_bottle.tuning.record import spread
-    from padim_bottle.tuning.settings import METRICS
+    from padim_bottle.tune.results import spread
+    from padim_bottle.tune.settings import METRICS
 
     table = Table(title=f"Synthetic anomalies in held-out training photos, {ranking['fits'].max()} fits a setting")
     for heading in ("setting", *METRICS.values(), "choice"):

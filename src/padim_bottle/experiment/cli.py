@@ -21,8 +21,8 @@ from padim_bottle.data.mvtec import MVTecAD
 from padim_bottle.data.samples import describe
 from padim_bottle.errors import UserError
 from padim_bottle.experiment.config_check import check_config
-from padim_bottle.experiment.results_writer import ResultsWriter, dump_config
 from padim_bottle.model.backbone import LOCAL_PREFIX, Weights, default_n_features, is_random, locate_weights
+from padim_bottle.runs.writer import ResultsWriter, dump_config
 
 logging.getLogger("anomalib.cli").setLevel(logging.ERROR)
 

@@ -38,7 +38,7 @@ def fuse(distances: Sequence[torch.Tensor], typical: Sequence[torch.Tensor], sup
         (B, h, w) at the finest grid.
     """
     fine = distances[0].shape[-2:]
-    # d * d, and divided before it is lifted: OpenVINO leaves these operations as they are, see deploy.openvino_model.
+    # d * d, and divided before it is lifted: OpenVINO leaves these operations as they are, see export.openvino_model.
     evidence = [lift(d * d / m, fine) for d, m in zip(distances, typical, strict=True)]
     total = torch.log1p(evidence[-1])
     for own, coarser in pairwise(evidence):

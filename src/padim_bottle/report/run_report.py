@@ -13,12 +13,10 @@ import pandas as pd
 from PIL import Image
 
 from padim_bottle.errors import UserError
-from padim_bottle.figures.gallery import RunFigure, draw_figures, save_figures
-from padim_bottle.figures.panels import encode_jpeg, read_strip
-from padim_bottle.figures.scores import is_skewed
 from padim_bottle.files import write_whole
 from padim_bottle.model.calibration import false_alarm_range
-from padim_bottle.report.page import (
+from padim_bottle.report.gallery import RunFigure, draw_figures, save_figures
+from padim_bottle.report.html import (
     COLUMNS,
     METRICS_NOTE,
     OwnRow,
@@ -30,6 +28,8 @@ from padim_bottle.report.page import (
     render_page,
     spell,
 )
+from padim_bottle.report.panels import encode_jpeg, read_strip
+from padim_bottle.report.score_figures import is_skewed
 from padim_bottle.runs.finished import (
     RecordedRun,
     Reference,

@@ -1,0 +1,82 @@
+"""``report.html`` of a sweep: experiments over their seeds, in one file."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from padim_bottle.compare.figure import draw_comparison
+from padim_bottle.compare.maps import draw_maps
+from padim_bottle.compare.markdown import display_names, is_comparable, is_real, key_figures, verdicts
+from padim_bottle.compare.statistics import paired_differences
+from padim_bottle.errors import UserError
+from padim_bottle.files import write_whole
+from padim_bottle.report.gallery import render
+from padim_bottle.report.html import COLUMNS, METRICS_NOTE, data_source, metrics_table, render_page, spell
+from padim_bottle.runs.table import read_runs
+
+DEMONSTRATION = {
+    "title": "Demonstration.",
+    "text": "Experiments marked SYNTHETIC IMAGES or RANDOM WEIGHTS say nothing about MVTec AD and must not be set "
+    "against others.",
+}
+
+
+def write_sweep_report(folders: Sequence[Path], output: Path) -> Path:
+    """Write the ``report.html`` that compares experiments over their seeds and links to the report of each run.
+
+    Args:
+        folders: experiments' folders, ``<results>/<experiment>``.
+        output: folder to write to.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        UserError: a folder without a finished run, or nothing can be written.
+    """
+    runs = read_runs(folders)
+    table, names = runs.table, display_names(runs.table)
+    warnings = [] if is_real(table).all() else [DEMONSTRATION]
+    warnings += [{"title": "Left out.", "text": problem} for problem in runs.problems]
+    rows = []
+    for row in table.itertuples():
+        link = Path(row.folder, "report.html")
+        rows.append(
+            {
+                "name": f"{names[row.experiment]}, seed {row.seed}",
+                "link": Path(os.path.relpath(link, output.resolve())).as_posix() if link.is_file() else None,
+                "cells": [spell(getattr(row, name)) for name in COLUMNS],
+            }
+        )
+    title = names[next(iter(names))] if len(names) == 1 else f"{len(names)} experiments over their seeds"
+    text = render_page(
+        "sweep.html.j2",
+        script="",
+        title=title,
+        warnings=warnings,
+        metrics=metrics_table(key_figures(table, dash="–"), bool(is_comparable(table).any())),
+        metrics_note=f"Mean ± standard deviation over seeds. {METRICS_NOTE} Intervals, and what the seeds do not say, "
+        "are in summary.md.",
+        verdicts=verdicts(paired_differences(table), names),
+        figure=data_source("image/svg+xml", render(draw_comparison(table), "svg")),
+        caption="Each dot is a run, each bar the mean over seeds and its 95 % t interval. What overlaps is not told "
+        "apart; the axes are narrow, so that differences in the third digit can be seen.",
+        maps=_maps(table),
+        runs={"label": "All runs", "header": ["", *COLUMNS.values()], "rows": rows},
+        footer=f"{len(table)} runs.",
+    )
+    try:
+        write_whole(output / "report.html", text)
+    except OSError as error:
+        raise UserError(f"Cannot write the report to {output}: {error}.") from error
+    return output / "report.html"
+
+
+def _maps(table: pd.DataFrame) -> dict[str, str] | None:
+    drawing = draw_maps(table)
+    if drawing is None:
+        return None
+    title, caption, figure = drawing
+    return {"title": title, "caption": caption, "source": data_source("image/png", render(figure, "png"))}

@@ -1,0 +1,1 @@
+"""A model that leaves this machine: ONNX and OpenVINO, in other precisions, with proof."""

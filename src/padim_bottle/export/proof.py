@@ -1,0 +1,250 @@
+"""The proof of an export: the same photos, judged by the checkpoint and by the exported models."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from anomalib.data import AnomalibDataModule
+from jsonargparse import ArgumentError, ArgumentParser
+from numpy.typing import NDArray
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torchvision.transforms.v2 import functional
+from torchvision.tv_tensors import Mask
+
+from padim_bottle.data.images import read_mask
+from padim_bottle.errors import UserError
+from padim_bottle.evaluation.metrics import GOOD, Predictions, Thresholds, evaluate
+from padim_bottle.predict.judge import find_photos, judge
+from padim_bottle.predict.predictor import ImagePrediction, Predictor, load_predictor, read_metrics
+
+SCORE_TOLERANCE = 1e-3
+# What a model of a lower precision may lose.
+LOSSES = {"image_AUROC": 0.001, "pixel_AUROC": 0.002}
+CHECKPOINT = "checkpoint"
+COMPARED = (
+    "image_AUROC", "image_AUPR", "image_F1Max", "image_F1Score", "pixel_AUROC", "pixel_AUPR", "pixel_AUPRO",
+    "pixel_F1Max", "pixel_F1Score",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ProofPhotos:
+    """Photos to judge, in order, and where there is ground truth the mask of each (None for a good one)."""
+
+    paths: list[Path]
+    masks: list[Path | None] | None
+
+
+def find_proof_photos(run: Path, folder: Path | None) -> ProofPhotos:
+    """Return the photos of a folder, or without one the test images that the run's ``config.yaml`` names.
+
+    Of a run without test images they are its training photos.
+
+    Raises:
+        UserError: there are none.
+    """
+    if folder is not None:
+        paths, problems = find_photos([str(folder)])
+        if problems:
+            raise UserError(problems[0])
+        return ProofPhotos(paths, None)
+    datamodule = _datamodule(run, "name a folder of photos with --images")
+    samples = datamodule.test_data.samples
+    if samples.empty:
+        return ProofPhotos(_paths(datamodule.train_data.samples), None)
+    masks = [Path(str(row.mask_path)) if row.label_index else None for row in samples.itertuples()]
+    # A defect without a mask leaves nothing to measure pixels by.
+    known = all(mask is None or mask.is_file() for mask in masks)
+    return ProofPhotos(_paths(samples), masks if known else None)
+
+
+def find_training_photos(run: Path) -> list[Path]:
+    """Return the photos that a run was trained on, in its order, as its ``config.yaml`` names them.
+
+    Raises:
+        UserError: they cannot be found.
+    """
+    return _paths(_datamodule(run, "they are needed to fit a model of another precision").train_data.samples)
+
+
+def _datamodule(run: Path, remedy: str) -> Any:
+    """Return the data that the run's ``config.yaml`` describes, ready to use."""
+    parser = ArgumentParser(exit_on_error=False)
+    # Classes of other kinds are not made, whatever the file says.
+    parser.add_subclass_arguments(AnomalibDataModule, "data")
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        datamodule = parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
+        datamodule.prepare_data()
+        datamodule.setup()
+    except (OSError, KeyError, TypeError, ValueError, ArgumentError, yaml.YAMLError, UserError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"The images of {run} cannot be found ({reason}): {remedy}.") from error
+    return datamodule
+
+
+def _paths(samples: Any) -> list[Path]:
+    return [Path(path) for path in samples["image_path"]]
+
+
+def prove(
+    checkpoint: Path, folders: Mapping[str, Path], photos: ProofPhotos, precision: str = "float32"
+) -> dict[str, Any]:
+    """Judge photos with a checkpoint and with the models exported from it.
+
+    Args:
+        checkpoint: the ``.ckpt`` file.
+        folders: the exported models by format.
+        photos: what to judge.
+        precision: of the exported models. Those of the checkpoint's must judge alike; others may lose ``LOSSES``, and
+            without ground truth their verdicts must be equal.
+
+    Returns:
+        The report, ready for JSON: ``passed``, the largest ``differences`` of each format, and the ``metrics`` of
+        each beside the run's own, where there is ground truth.
+
+    Raises:
+        UserError: a photo or a model cannot be read.
+    """
+    reference = load_predictor(checkpoint)
+    expected = _predict(reference, photos)
+    metrics = {}
+    own = read_metrics(checkpoint.parent)
+    if photos.masks is not None:
+        if own is not None:
+            metrics["run"] = {name: own.get(name) for name in COMPARED}
+        metrics[CHECKPOINT] = _metrics(reference, expected, photos)
+    formats = {}
+    for name, folder in folders.items():
+        predictor = load_predictor(folder)
+        predictor.size = None  # whole photos, as other programs give them to the model
+        actual = _predict(predictor, photos)
+        formats[name] = {
+            "folder": str(folder),
+            "bytes": sum(file.stat().st_size for file in folder.iterdir()),
+            **differences(expected, actual),
+        }
+        if photos.masks is not None:
+            metrics[name] = _metrics(predictor, actual, photos)
+            formats[name]["metrics"] = max(
+                abs(metrics[name][key] - value) for key, value in metrics[CHECKPOINT].items() if value is not None
+            )
+        if precision == "float32":
+            formats[name]["proven"] = proven(formats[name])
+        elif photos.masks is None:
+            formats[name]["proven"] = formats[name]["verdicts"] == 0
+        else:
+            formats[name]["proven"] = not any(
+                (metrics[CHECKPOINT][key] or 0) - (metrics[name][key] or 0) > loss for key, loss in LOSSES.items()
+            )
+    return {
+        "passed": all(found["proven"] for found in formats.values()),
+        "precision": precision,
+        "tolerance": {"normalised_score": SCORE_TOLERANCE, "verdicts": 0} if precision == "float32" else LOSSES,
+        "checkpoint": {"path": str(checkpoint), "bytes": checkpoint.stat().st_size},
+        "photos": len(photos.paths),
+        "differences": formats,
+        "metrics": metrics,
+    }
+
+
+def proven(found: Mapping[str, Any]) -> bool:
+    """Whether differences are small enough: every verdict the same, every normalised score within 0.001."""
+    return found["verdicts"] == 0 and found["normalised_score"] <= SCORE_TOLERANCE
+
+
+def differences(expected: list[ImagePrediction], actual: list[ImagePrediction]) -> dict[str, float | int | None]:
+    """Return the largest differences between two models' predictions of the same photos."""
+
+    def largest(of: str) -> float:
+        return max(float(np.abs(np.subtract(getattr(a, of), getattr(b, of))).max()) for a, b in pairs)
+
+    pairs = list(zip(expected, actual, strict=True))
+    calibrated = all(prediction.p_value is not None for pair in pairs for prediction in pair)
+    return {
+        "verdicts": sum(a.anomalous != b.anomalous for a, b in pairs),
+        "normalised_score": largest("normalised_score"),
+        "score": largest("score"),
+        "p_value": largest("p_value") if calibrated else None,
+        "anomaly_map": largest("anomaly_map"),
+        "mask_pixels": sum(int((a.mask != b.mask).sum()) for a, b in pairs),
+    }
+
+
+def _predict(predictor: Predictor, photos: ProofPhotos) -> list[ImagePrediction]:
+    predictions = []
+    for _, outcome in judge(predictor, photos.paths, batch_size=8):
+        if isinstance(outcome, UserError):
+            raise outcome
+        predictions.append(outcome)
+    return predictions
+
+
+def _metrics(predictor: Predictor, predictions: list[ImagePrediction], photos: ProofPhotos) -> dict[str, float | None]:
+    masks = photos.masks or []
+    types = [GOOD if mask is None else path.parent.name for path, mask in zip(photos.paths, masks, strict=True)]
+    size = predictions[0].anomaly_map.shape
+    metrics = evaluate(
+        Predictions(
+            image_paths=[str(path) for path in photos.paths],
+            defect_types=types,
+            labels=np.array([name != GOOD for name in types]),
+            scores=np.array([prediction.score for prediction in predictions]),
+            anomaly_maps=np.stack([prediction.anomaly_map for prediction in predictions]),
+            masks=np.stack([_mask(mask, size) for mask in masks]),
+        ),
+        # Scores are raw here, maps normalised: that changes no metric, for normalising keeps the order.
+        Thresholds(predictor.card["thresholds"]["image"], 0.5, predictor.card["thresholds"]["source"]),
+    )
+    return {name: metrics[name] for name in COMPARED}
+
+
+def _mask(path: Path | None, size: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Return a ground-truth mask at the model's resolution, resized as the data module does."""
+    if path is None:
+        return np.zeros(size, dtype=bool)
+    return functional.resize(Mask(torch.from_numpy(read_mask(path))), list(size)).numpy() > 0
+
+
+def print_report(report: dict[str, Any], path: Path) -> None:
+    """Print a report's differences and metrics as tables, and where it lies."""
+    console = Console(width=max(116, Console().width))
+    found = report["differences"]
+    table = Table(title=f"Largest differences from the checkpoint, {report['photos']} photos", box=box.SIMPLE)
+    for heading in ("", *found):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for key, label, form in (
+        ("bytes", "size, MB", lambda value: f"{value / 1e6:.1f}"),
+        ("verdicts", "verdicts that differ", str),
+        ("normalised_score", "normalised score (0 to 1)", "{:.1e}".format),
+        ("score", "score", "{:.1e}".format),
+        ("p_value", "p-value", "{:.1e}".format),
+        ("anomaly_map", "normalised map", "{:.1e}".format),
+        ("mask_pixels", "mask pixels that differ", str),
+        ("metrics", "metrics", "{:.1e}".format),
+    ):
+        values = [row.get(key) for row in found.values()]
+        table.add_row(label, *("-" if value is None else form(value) for value in values))
+    console.print(table)
+    if report["metrics"]:
+        table = Table(title="Metrics", box=box.SIMPLE)
+        for heading in ("", *report["metrics"]):
+            table.add_column(heading, justify="left" if not heading else "right")
+        for name in COMPARED:
+            values = [row[name] for row in report["metrics"].values()]
+            table.add_row(name, *("-" if value is None else f"{value:.5f}" for value in values))
+        console.print(table)
+    failed = [name for name, row in found.items() if not row["proven"]]
+    if report["precision"] == "float32":
+        good, bad = "Proven: the exported models judge alike.", "NOT the same model"
+    else:
+        losses = " and ".join(f"{loss:g} of {name}" for name, loss in LOSSES.items())
+        good, bad = f"Proven: it loses no more than {losses}.", f"It loses more than {losses}, or verdicts differ"
+    console.print(f"{bad}: {', '.join(failed)}." if failed else good)
+    console.print(f"  {path}", highlight=False)

@@ -1,0 +1,73 @@
+"""Heatmaps and masks beside the verdicts, at each photo's own size."""
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from padim_bottle.data.images import read_image
+from padim_bottle.errors import UserError
+from padim_bottle.predict.predictor import ImagePrediction
+from padim_bottle.report.panels import HeatmapScale, write_png
+
+
+class Pictures:
+    """Writes ``<photo>_heatmap.png`` and ``<photo>_mask.png``, in the folders of the photos as far as they differ.
+
+    Args:
+        folder: where they are written.
+        photos: all photos there are; empty where they are not known yet: names then keep the photos' suffixes.
+        root: folder of the photos; the deepest that holds them all if not given.
+    """
+
+    def __init__(self, folder: Path, photos: Sequence[Path] = (), root: Path | None = None) -> None:
+        self.folder = folder
+        absolute = [Path(os.path.abspath(photo)) for photo in photos]  # noqa: PTH100 - links stay as they were named
+        parents = [photo.parent for photo in absolute] if root is None else [os.path.abspath(root)]  # noqa: PTH100
+        self.root = Path(os.path.commonpath(parents))
+        self.taken = Counter(photo.with_suffix("") for photo in absolute)
+
+    def write(self, path: Path, prediction: ImagePrediction) -> None:
+        """Draw a photo, which is read once more; one that is gone by now has its verdict and no pictures.
+
+        Raises:
+            UserError: the pictures cannot be written.
+        """
+        try:
+            photo = read_image(path)
+        except UserError as error:
+            print(f"no pictures: {error}", file=sys.stderr)
+            return
+        path = Path(os.path.abspath(path))  # noqa: PTH100
+        # a.png and a.jpg in one folder keep their suffixes.
+        name = path.stem if self.taken[path.with_suffix("")] == 1 else path.name
+        place = self.folder / path.parent.relative_to(self.root)
+        heatmap, mask = draw(photo, prediction)
+        try:
+            write_png(place / f"{name}_heatmap.png", heatmap)
+            write_png(place / f"{name}_mask.png", mask)
+        except OSError as error:
+            raise UserError(f"Cannot write the pictures to {place}: {error.strerror}.") from error
+
+
+def draw(photo: NDArray[np.uint8], prediction: ImagePrediction) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return the heatmap over the photo (h, w, 3) and the mask (h, w), 255 where anomalous, at the photo's own size."""
+    height, width = photo.shape[:2]
+    shrinks = height < prediction.anomaly_map.shape[0]
+    anomaly_map: Any = cv2.resize(
+        prediction.anomaly_map, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    )
+    # Normalised: the threshold is at 0.5 and a typical good pixel at 0.25.
+    colours = HeatmapScale.from_threshold(0.5, 0.25).colours(anomaly_map)
+    grey = cv2.cvtColor(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    # The mask is the model's own where sizes agree; else its border follows the map, not the model's coarser pixels.
+    same = prediction.mask.shape == (height, width)
+    mask = prediction.mask if same else anomaly_map >= 0.5
+    heatmap: Any = cv2.addWeighted(grey, 0.35, colours, 0.65, 0)
+    return heatmap, (mask * 255).astype("uint8")

@@ -1,0 +1,174 @@
+"""Figures of images: what good ones look like to the model, the hardest ones, the two cases that this began from."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from padim_bottle.report.panels import Picture, read_strip
+from padim_bottle.report.score_figures import Drawing, plain
+from padim_bottle.runs.finished import RecordedRun
+
+_WIDTH = 8  # inches
+_PIXELS = 120  # an inch
+
+
+def draw_calibration_maps(run: RecordedRun) -> Drawing:
+    """Draw mean and spread of the leave-one-out maps of the training images."""
+    mean, std = run.arrays.get("map_mean"), run.arrays.get("map_std")
+    if mean is None or not mean.size:
+        return None
+    figure = Figure(figsize=(8, 3.5))
+    panels = figure.subplots(
+        1, 2, gridspec_kw={"left": 0.02, "right": 0.93, "wspace": 0.22, "bottom": 0.04, "top": 0.9}
+    )
+    for axes, pixels, title in zip(panels, (mean, std), ("mean", "standard deviation"), strict=True):
+        image = axes.imshow(pixels, cmap="inferno", interpolation="nearest")
+        axes.set_title(f"Good images: {title} of the anomaly map", fontsize=10)
+        axes.set_axis_off()
+        figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03).ax.tick_params(labelsize=8)
+    used = (run.metrics["calibration"] or {}).get("position_calibration")
+    caption = (
+        f"The anomaly maps of the {len(run.calibration_scores)} training images, each left out of the model that it is "
+        "measured by. Bright on the left: where good images always look a little anomalous. Bright on the right: where "
+        "they differ from one another, such as at reflections. "
+    )
+    caption += (
+        "An image's score is its largest pixel in units of this spread, so what varies among good images weighs less."
+        if used
+        else "This run's scores do not use it: they are the largest pixel as it is."
+    )
+    return "What good images look like to the model", caption, figure
+
+
+def draw_hardest_images(run: RecordedRun, count: int = 4) -> Drawing:
+    """Draw the lowest-scoring defective images and the highest-scoring good ones."""
+    drawable = run.predictions[run.predictions["strip"].notna()]
+    defective, good = drawable[drawable["label"]].head(count), drawable[~drawable["label"]][::-1].head(count)
+    rows = [row for row in (defective, good) if len(row)]
+    if not rows:
+        return None
+    tiles = [[_decision_and_map(*_panels(run, case.strip)) for case in row.itertuples()] for row in rows]
+    texts = [[_describe(run, case) for case in row.itertuples()] for row in rows]
+    figure = _mosaic(tiles, texts)
+    words = {True: "defective images with the lowest scores", False: "good images with the highest scores"}
+    kinds = [words[bool(row["label"].iloc[0])] for row in rows]
+    caption = (
+        f"The {' (first row) and the '.join(kinds)}: the ones to look at for what the model is blind to and for what "
+        "alarms it. Left, the photograph with the true defect (dashed blue) and the predicted one (solid yellow); "
+        "right, the anomaly map, on the colour scale of the whole run."
+    )
+    return "The hardest images", caption, figure
+
+
+def draw_side_by_side(runs: Mapping[str, RecordedRun], count: int = 3) -> Drawing:
+    """Draw the maps of several models on the same test images: the hardest defects and the hardest good images.
+
+    An image is as hard as its lowest rank with any of the models; scores of different models have no common scale.
+
+    Args:
+        runs: runs on the same test images, by the name of the model.
+        count: of defective and of good images.
+    """
+    # Every run has the strip of an image at the same place.
+    drawable = [run.predictions[run.predictions["strip"].notna()] for run in runs.values()]
+    tables = [table.set_index("strip", drop=False) for table in drawable]
+    tiles, texts = [], []
+    for label in (True, False):
+        # Rank 1: the defective image that scores lowest, the good one that scores highest.
+        chosen = [table.loc[table["label"] == label, "score"].rank(ascending=label) for table in tables]
+        ranks = pd.concat(chosen, axis=1, join="inner")
+        order = pd.DataFrame({"any": ranks.min(axis=1), "all": ranks.mean(axis=1)}).sort_values(["any", "all"])
+        hardest = order.index[:count]
+        for (name, run), table in zip(runs.items(), tables, strict=True):
+            cases = list(table.loc[hardest].itertuples(index=False))
+            if cases:
+                tiles.append([_decision_and_map(*_panels(run, case.strip)) for case in cases])
+                texts.append([f"{plain(name)}: {_describe(run, case)}" for case in cases])
+    if not tiles:
+        return None
+    caption = (
+        f"The defective images that score lowest and the good images that score highest with {' or '.join(runs)}, each "
+        "with every model. Left, the photograph with the true defect (dashed blue) and the predicted one (solid "
+        "yellow); right, the anomaly map. Scores of different models have no common scale, so one rule makes the "
+        "colours comparable: the darkest is each model's typical normal pixel, and its pixel threshold lies at 40 % "
+        "of the scale."
+    )
+    return "The same images, model by model", caption, _mosaic(tiles, texts)
+
+
+def draw_began_with(run: RecordedRun) -> Drawing:
+    """Draw a found 'broken_large' and a found 'contamination': of each type the image with the median score."""
+    drawable = run.predictions[run.predictions["strip"].notna()]
+    types = [drawable[drawable["defect_type"] == defect] for defect in ("broken_large", "contamination")]
+    if any(of_type.empty for of_type in types):
+        return None
+    cases = [of_type.iloc[len(of_type) // 2] for of_type in types]
+    rows = [_panels(run, case["strip"]) for case in cases]
+    figure = _mosaic(rows, [[_describe(run, case), "anomaly map", "true defect and prediction"] for case in cases])
+    sentences = []
+    for case in cases:
+        sentence = f"{case['defect_type']}/{case['image']}"
+        if run.threshold is not None:
+            sentence += " is found" if case["score"] >= run.threshold else " is missed"
+        if not np.isnan(case["covered"]):
+            sentence += (
+                f": {case['covered']:.0%} of the defect's pixels are within the predicted outline, and of all the "
+                f"others, reflections included, {case['spilled']:.1%}"
+            )
+        sentences.append(sentence)
+    caption = (
+        "The two cases that this experiment began from: a large break, and contamination between bright reflections "
+        "that are no defect. Of each type the image whose score is the median is shown, whatever it looks like; the "
+        f"true defect is dashed blue, the predicted one solid yellow. {'. '.join(sentences)}."
+    )
+    return "A large break, and contamination among reflections", caption, figure
+
+
+def _describe(run: RecordedRun, case: Any) -> str:
+    """Two lines below a picture: which image, and what the model said."""
+    text = f"{plain(case.defect_type)}/{plain(case.image)}\nscore {case.score:.2f}"
+    if not np.isnan(case.p_value):
+        text += f", p = {case.p_value:.3f}"
+    if run.threshold is not None:
+        called = case.score >= run.threshold
+        verdict = ("found" if called else "missed") if case.label else ("false alarm" if called else "passed")
+        text += f": {verdict}"
+    return text
+
+
+def _panels(run: RecordedRun, strip: Path) -> list[Picture]:
+    """Return photograph, anomaly map and decision."""
+    return np.hsplit(np.asarray(read_strip(run.folder / strip)), 3)
+
+
+def _decision_and_map(photograph: Picture, heat: Picture, decision: Picture) -> Picture:
+    return np.hstack([decision, np.full((len(heat), 4, 3), 255, dtype=np.uint8), heat])
+
+
+def _mosaic(tiles: Sequence[Sequence[Picture]], texts: Sequence[Sequence[str]]) -> Figure:
+    """Lay pictures of one size out in rows, with text beneath each: as one image, for the sake of time."""
+    columns = max(map(len, tiles))
+    # No more pixels than are printed.
+    width = min(tiles[0][0].shape[1], round(_WIDTH * _PIXELS / columns * 0.97))
+    height = round(tiles[0][0].shape[0] * width / tiles[0][0].shape[1])
+    gap = round(0.03 * width)
+    page_width = columns * (width + gap) - gap
+    below = round(0.34 * page_width / _WIDTH)  # two lines of text
+    page = np.full((len(tiles) * (height + below), page_width, 3), 255, dtype=np.uint8)
+    figure = Figure(figsize=(_WIDTH, _WIDTH * page.shape[0] / page_width))
+    axes = figure.add_axes((0, 0, 1, 1))
+    for i, row in enumerate(tiles):
+        for j, tile in enumerate(row):
+            top, left = i * (height + below), j * (width + gap)
+            page[top : top + height, left : left + width] = cv2.resize(
+                tile, (width, height), interpolation=cv2.INTER_AREA
+            )
+            axes.text(left, top + height + gap / 2, texts[i][j], fontsize=7, va="top", linespacing=1.3)
+    axes.imshow(page, aspect="auto")
+    axes.set_axis_off()
+    return figure

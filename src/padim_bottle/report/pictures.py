@@ -1,0 +1,111 @@
+"""A run's pictures, drawn in threads beside the network."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningModule
+
+from padim_bottle.evaluation.metrics import Thresholds
+from padim_bottle.model.anomaly_map import unnormalised
+from padim_bottle.report.panels import HeatmapScale, draw_panels, lay_out, write_png, write_strip
+from padim_bottle.runs.finished import strip_path
+from padim_bottle.runs.folder import picture_path
+
+
+class Pictures:
+    """Draws images, anomaly maps, ground truths and predictions, all on one colour scale.
+
+    Args:
+        folder: the run's, while it is written.
+        thresholds: the run's.
+        pl_module: the model, whose post-processor may know what a typical pixel is.
+        strips: keep the panels for the report as well.
+    """
+
+    def __init__(self, folder: Path, thresholds: Thresholds, pl_module: LightningModule, *, strips: bool) -> None:
+        self._folder = folder
+        self._thresholds = thresholds
+        self._strips = strips
+        self._scale = _calibrated_scale(thresholds, pl_module)
+        self._taken: set[Path] = set()
+        self._drawings: list[Future[None]] = []
+        self._pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="draw")
+
+    def beside(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Do other work in the threads, before what is added from now on."""
+        self._pool.submit(work, *arguments)
+
+    def add(
+        self,
+        name: Path,
+        picture: np.ndarray,
+        anomaly_map: np.ndarray,
+        mask: np.ndarray | None,
+        score: float,
+        p_value: float | None,
+    ) -> None:
+        """Draw an image beside the caller's work.
+
+        Args:
+            name: defect type and file name.
+            picture: (H, W, 3) bytes.
+            anomaly_map: (H, W) raw pixel scores.
+            mask: (H, W) bool ground truth, or ``None`` where there is none.
+            score: raw image score.
+            p_value: the score's, where the model is calibrated.
+        """
+        if self._scale is None:  # of a model without a threshold: that of the first image
+            self._scale = HeatmapScale(float(anomaly_map.min()), float(anomaly_map.max()))
+        target = picture_path(name, self._taken)
+        self._drawings.append(self._pool.submit(self._draw, target, picture, anomaly_map, mask, score, p_value))
+
+    def finish(self) -> None:
+        """Wait for all drawings, and raise what one of them raised."""
+        for drawing in self._drawings:
+            drawing.result()
+        self._pool.shutdown()
+
+    def cancel(self) -> None:
+        """Drop what is not drawn yet."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _draw(
+        self,
+        target: Path,
+        picture: np.ndarray,
+        anomaly_map: np.ndarray,
+        mask: np.ndarray | None,
+        score: float,
+        p_value: float | None,
+    ) -> None:
+        assert self._scale is not None
+        caption = f"score {score:.2f}"
+        if self._thresholds.image is not None:
+            verdict = "anomalous" if score >= self._thresholds.image else "good"
+            caption = f"{verdict}: {caption}, threshold {self._thresholds.image:.2f}"
+        if p_value is not None:
+            caption += f", p = {p_value:.3f}"
+        pixel_threshold = np.inf if self._thresholds.pixel is None else self._thresholds.pixel
+        panels = draw_panels(picture, anomaly_map, mask, anomaly_map >= pixel_threshold, self._scale)
+        write_png(self._folder / target, lay_out(panels, self._scale, caption))
+        if self._strips:
+            write_strip(self._folder / strip_path(target), panels)
+
+
+def to_pictures(images: torch.Tensor) -> np.ndarray:
+    """Undo the normalisation: (B, 3, H, W) tensors to (B, H, W, 3) bytes."""
+    pictures = unnormalised(images.detach().cpu())
+    return (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def _calibrated_scale(thresholds: Thresholds, pl_module: LightningModule) -> HeatmapScale | None:
+    if thresholds.pixel is None:
+        return None
+    spread = getattr(pl_module.post_processor, "pixel_scale", None)
+    typical = thresholds.pixel / 2 if spread is None else thresholds.pixel - float(spread)
+    return HeatmapScale.from_threshold(thresholds.pixel, typical)

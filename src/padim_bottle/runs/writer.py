@@ -1,0 +1,396 @@
+"""The Lightning callback that turns a test run into a folder of results."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import re
+import shutil
+import time
+from datetime import datetime, timezone
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from lightning import LightningModule, Trainer
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import SaveConfigCallback
+
+from padim_bottle.data.photos import Photos
+from padim_bottle.data.samples import describe, restore_missing_masks
+from padim_bottle.errors import UserError
+from padim_bottle.evaluation.metrics import Predictions, evaluate, predictions_table
+from padim_bottle.files import write_whole
+from padim_bottle.report.pictures import Pictures, to_pictures
+from padim_bottle.report.screen import print_summary
+from padim_bottle.runs import environment
+from padim_bottle.runs.finished import DATA_FILE, save_data
+from padim_bottle.runs.folder import partial_folder, publish, remove_abandoned
+from padim_bottle.runs.loggers import log_results
+from padim_bottle.runs.record import (
+    describe_calibration,
+    describe_model,
+    describe_weights,
+    run_seed,
+    run_thresholds,
+)
+
+logger = logging.getLogger(__name__)
+
+ODDEST = 15
+"""Of a folder of photos, this many training photos are drawn: those that look least like the others."""
+
+
+class ResultsWriter(Callback):
+    """Writes ``<root>/<experiment>/seed_<n>/`` once a model was trained and tested, from YAML or Python alike.
+
+    Any data module of anomalib's will do that has a table of samples. A calibrated model needs no test images: without
+    them everything is written after the training.
+
+    The folder holds ``config.yaml`` (as resolved), ``metrics.json``, ``predictions.csv``, ``model.ckpt``,
+    ``images/<defect>/<name>.png``, ``figures/`` and ``report.html``, and of a calibrated model ``training_photos.csv``:
+    the leave-one-out scores of the training images, the oddest first. It is written under a hidden name and renamed
+    when it is whole. A finished run that says something else and stands in its place is kept as
+    ``seed_<n>.previous_<k>``.
+
+    It reads raw scores: Lightning calls it before the model's own post-processor normalises them.
+
+    Args:
+        experiment: name of the experiment, the folder's name.
+        root: folder of all results.
+        images: draw a picture of every test image.
+        report: draw figures and write ``report.html``. Should that fail, a warning says so and the rest is there.
+
+    Attributes:
+        quiet: print no summary; a sweep sets it.
+        features_from_seed: a sweep took the backbone's features from its run of this seed, so the run's times and
+            memory are not those of a run on its own; recorded in ``metrics.json``.
+    """
+
+    def __init__(self, experiment: str, root: str | Path = "results", images: bool = True, report: bool = True) -> None:
+        if not re.fullmatch(r"[\w.][\w. +=,-]*", experiment) or experiment.startswith("."):
+            raise UserError(
+                f"experiment: '{experiment}' cannot name a folder; use letters, digits, '_', '-' and '.', and do not "
+                "begin with '.'."
+            )
+        self.experiment = experiment
+        self.root = Path(root)
+        self.images = images
+        self.report = report
+        self.quiet = False
+        self.features_from_seed: int | None = None
+        # Of the run at work or just finished, None before: a Path, what metrics.json has, a DataDescription, the hidden
+        # Path that becomes the folder, Pictures.
+        self.folder: Any = None
+        self.metrics: Any = None
+        self._data: Any = None
+        self._partial: Any = None
+        self._pictures: Any = None
+        self._seconds: dict[str, float] = {}
+        self._started: dict[str, float] = {}
+
+    # --- Lightning's hooks, in the order in which they are called ---
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Describe the data and make the hidden folder before any work is done, so that what cannot be fails first."""
+        restore_missing_masks(trainer.datamodule)
+        if self._partial is not None:  # the test that follows the training
+            return
+        if stage == "test" and self._data is not None and not self._data.defect_types:
+            return  # all was written after the training
+        self._data = describe(trainer.datamodule)
+        self.metrics, self._seconds, self._started = None, {}, {}
+        self._start("total")
+        environment.start_measuring(trainer.strategy.root_device)
+        seed = run_seed(pl_module)
+        self.folder = self.root / self.experiment / ("unseeded" if seed is None else f"seed_{seed}")
+        partial = partial_folder(self.folder)
+        try:
+            remove_abandoned(self.folder)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"Cannot write results to {self.folder}: {error}.") from error
+        self._partial = partial
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to train a model that needs test images where there are none."""
+        if not self._data.defect_types and getattr(pl_module.post_processor, "calibration_scores", None) is None:
+            raise UserError(
+                f"There are no test images of '{self._data.category}', and this model has no threshold without them: "
+                "add some, or use padim_bottle.Padim with calibration: true."
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of the training phase."""
+        self._start("train")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of the validation phase."""
+        self._start("validate")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock of the validation phase."""
+        self._stop("validate")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock of the training phase."""
+        self._stop("train")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write everything where there is nothing to test on: Lightning passes over such a test."""
+        if not self._data.defect_types:
+            self._begin(trainer, pl_module)
+            self._finish(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Get ready to collect predictions and to draw them beside the test loop."""
+        self._start("test")
+        self._begin(trainer, pl_module)
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._paths: list[str] = []
+        self._labels: list[torch.Tensor] = []
+        self._scores: list[torch.Tensor] = []
+        self._maps: list[np.ndarray] = []
+        self._masks: list[np.ndarray] = []
+        self._thresholds = run_thresholds(pl_module, trainer.datamodule)
+        self._pictures = Pictures(self._partial, self._thresholds, pl_module, strips=self.report)
+        if self.report:
+            # Loaded while the network computes, for it takes half a second.
+            self._pictures.beside(import_module, "padim_bottle.report.run_report")
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        *args: Any,
+    ) -> None:
+        """Collect a batch's raw predictions and hand it to the drawing threads."""
+        if outputs.anomaly_map is None:
+            raise UserError(f"{type(pl_module).__name__} gives no anomaly maps, which the results are made from.")
+        maps = outputs.anomaly_map.detach().float().cpu().numpy()
+        maps = maps.reshape(len(maps), *maps.shape[-2:])
+        scores = outputs.pred_score.detach().flatten().float().cpu()
+        masks = np.zeros(maps.shape, dtype=bool) if outputs.gt_mask is None else outputs.gt_mask.cpu().numpy() > 0
+        masks = masks.reshape(maps.shape)
+        self._paths += outputs.image_path
+        self._labels.append(outputs.gt_label.cpu().bool())
+        self._scores.append(scores)
+        self._maps.append(maps)
+        self._masks.append(masks)
+        if self.images:
+            p_values = _p_values(pl_module, scores)
+            for i, (path, picture) in enumerate(zip(outputs.image_path, to_pictures(outputs.image), strict=True)):
+                self._pictures.add(
+                    Path(self._data.defect_types[path], Path(path).name),
+                    picture,
+                    maps[i],
+                    None if path in self._data.unmasked else masks[i],
+                    float(scores[i]),
+                    None if p_values is None else float(p_values[i]),
+                )
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate, write everything, and give the folder its name."""
+        self._stop("test")
+        self._finish(trainer, pl_module)
+
+    def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._review(trainer, pl_module)
+        self._start("draw")
+        self._pictures.finish()
+        self._stop("draw")
+
+        self._start("evaluate")
+        scores = torch.cat([torch.empty(0), *self._scores])
+        predictions = Predictions(
+            image_paths=self._paths,
+            defect_types=[self._data.defect_types[path] for path in self._paths],
+            labels=torch.cat([torch.empty(0, dtype=torch.bool), *self._labels]).numpy(),
+            # As float64 the file holds every digit: >= threshold gives the same labels again.
+            scores=scores.double().numpy(),
+            anomaly_maps=np.concatenate(self._maps) if self._maps else None,
+            masks=np.concatenate(self._masks) if self._masks else None,
+            unmasked=np.array([path in self._data.unmasked for path in self._paths], dtype=bool),
+        )
+        self._maps, self._masks = [], []  # they would take as much memory again
+        metrics = evaluate(predictions, self._thresholds)
+        self._stop("evaluate")
+
+        p_values = _p_values(pl_module, scores)
+        table = predictions_table(predictions, self._thresholds, p_values)
+        table.to_csv(self._partial / "predictions.csv", index=False)
+        config = self._write_config(trainer)
+        self._take_checkpoint(trainer)
+        self.metrics = {**self._header(trainer, pl_module), **metrics, **self._footer(pl_module)}
+        self._write_metrics()
+        if self.report:
+            self._start("report")
+            self._write_report(pl_module, predictions)
+            self._stop("report")
+        self._stop("total")
+        self._write_metrics()
+        publish(self._partial, self.folder)
+        self._partial = None
+        _discard_workspace(trainer)
+        log_results(trainer.loggers, {**metrics, "seconds": self._seconds}, config, self.folder)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Print the summary, below the finished progress bar."""
+        if stage == "test" and self.metrics is not None and not self.quiet:
+            if trainer.progress_bar_callback is not None:
+                trainer.progress_bar_callback.teardown(trainer, pl_module, stage)
+            print_summary(self.metrics, self.folder)
+        if stage == "test":
+            self._data = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave no half-written result behind."""
+        if self._pictures is not None:
+            self._pictures.cancel()
+        if self._partial is not None:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self._partial.parent.rmdir()
+            self._partial = None
+        if trainer.checkpoint_callback and trainer.checkpoint_callback.best_model_path:
+            Path(trainer.checkpoint_callback.best_model_path).unlink(missing_ok=True)
+        _discard_workspace(trainer)
+
+    # --- Parts of the result ---
+
+    def _review(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what the calibration tells of the training photos; of a plain folder of them, draw the oddest."""
+        training = getattr(pl_module, "training_scores", None)
+        if training is None:
+            return
+        table = pd.DataFrame(
+            {
+                "image_path": training.image_paths,
+                "part": training.parts,
+                "score": training.scores.double().cpu().numpy(),
+                "p_value": training.p_values.cpu().numpy(),
+            }
+        ).sort_values("score", ascending=False, kind="stable")
+        table.to_csv(self._partial / "training_photos.csv", index=False)
+        if not self.images or not isinstance(trainer.datamodule, Photos):
+            return
+        oddest, data = table.head(ODDEST), trainer.datamodule.train_data
+        maps = pl_module.leave_one_out_maps(list(oddest.index)).float().cpu().numpy()
+        row_of = {path: row for row, path in enumerate(data.samples["image_path"])}
+        for photo, anomaly_map in zip(oddest.itertuples(), maps, strict=True):
+            picture = (data[row_of[photo.image_path]].image * 255).round().byte().permute(1, 2, 0).numpy()
+            name = Path("train", Path(photo.image_path).name)
+            self._pictures.add(name, picture, anomaly_map, None, photo.score, photo.p_value)
+
+    def _header(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        return {
+            "experiment": self.experiment,
+            "seed": run_seed(pl_module),
+            "data": self._data.as_dict(),
+            "weights": describe_weights(pl_module),
+            "model": describe_model(pl_module),
+        }
+
+    def _footer(self, pl_module: LightningModule) -> dict[str, Any]:
+        return {
+            "calibration": describe_calibration(pl_module),
+            "seconds": {},  # known when all is done
+            "peak_memory_bytes": environment.peak_memory(pl_module.device, str(self.folder)),
+            "checkpoint_bytes": (self._partial / "model.ckpt").stat().st_size,
+            "device": environment.describe_device(pl_module.device),
+            "versions": environment.versions(),
+            "features_from_seed": self.features_from_seed,
+            "git_commit": environment.git_commit(),
+            "code_sha256": environment.code_digest(),
+            "config_sha256": hashlib.sha256((self._partial / "config.yaml").read_bytes()).hexdigest(),
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+
+    def _write_metrics(self) -> None:
+        self.metrics["seconds"] = {name: round(seconds, 3) for name, seconds in self._seconds.items()}
+        # Renamed, so that a disk that is full the second time leaves what was written the first time.
+        write_whole(self._partial / "metrics.json", json.dumps(self.metrics, indent=2, allow_nan=False) + "\n")
+
+    def _write_report(self, pl_module: LightningModule, predictions: Predictions) -> None:
+        """Draw the figures and write the report; whatever goes wrong there, the run's numbers are kept."""
+        model = pl_module.model
+        try:
+            from padim_bottle.report.run_report import write_report
+
+            save_data(
+                self._partial / DATA_FILE,
+                predictions,
+                self._thresholds.pixel,
+                map_mean=_to_numpy(getattr(model, "map_mean", None)),
+                map_std=_to_numpy(getattr(model, "map_std", None)),
+            )
+            write_report(self._partial)
+        except Exception as error:
+            shutil.rmtree(self._partial / DATA_FILE.parent, ignore_errors=True)
+            logger.warning(
+                "The figures and the report of %s could not be made (%s: %s). Everything else of the run is there.",
+                self.folder, type(error).__name__, error,
+            )  # fmt: skip
+
+    def _write_config(self, trainer: Trainer) -> str:
+        saver = next((c for c in trainer.callbacks if isinstance(c, SaveConfigCallback)), None)
+        if saver is not None:
+            text = dump_config(saver.parser, saver.config)
+        else:
+            text = "# This run was started from Python: there was no configuration file.\n"
+        (self._partial / "config.yaml").write_text(text)
+        return text
+
+    def _take_checkpoint(self, trainer: Trainer) -> None:
+        saved = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
+        target = self._partial / "model.ckpt"
+        if saved and Path(saved).is_file():
+            shutil.move(saved, target)
+        else:
+            trainer.save_checkpoint(target)
+
+    def _start(self, phase: str) -> None:
+        self._started.setdefault(phase, time.perf_counter())
+
+    def _stop(self, phase: str) -> None:
+        self._seconds[phase] = time.perf_counter() - self._started[phase]
+
+
+def dump_config(parser: ArgumentParser, config: Namespace) -> str:
+    """Return the text of ``config.yaml``: the config as resolved, whose digest is ``config_sha256``."""
+    return parser.dump(config, skip_none=False, skip_validation=True)
+
+
+def _p_values(pl_module: LightningModule, scores: torch.Tensor) -> np.ndarray | None:
+    calibration_scores = getattr(pl_module.post_processor, "calibration_scores", None)
+    if calibration_scores is None or not len(calibration_scores):
+        return None
+    return pl_module.post_processor.p_value(scores.to(calibration_scores.device)).cpu().numpy()
+
+
+def _to_numpy(values: torch.Tensor | None) -> np.ndarray:
+    return np.empty(0, np.float32) if values is None else values.detach().float().cpu().numpy()
+
+
+def _discard_workspace(trainer: Trainer) -> None:
+    """Remove the versioned folder that anomalib's Engine made, if nothing but a copy of the config is left in it."""
+    workspace = Path(trainer.default_root_dir)
+    left = [path for path in workspace.rglob("*") if path.is_file()]
+    if re.fullmatch(r"v\d+", workspace.name) and all(path.name == "config.yaml" for path in left):
+        latest = workspace.with_name("latest")
+        if latest.is_symlink() and latest.resolve() == workspace.resolve():
+            latest.unlink()
+        shutil.rmtree(workspace, ignore_errors=True)
+        # .../<root>/Padim/MVTecAD/bottle: remove what is empty now.
+        with contextlib.suppress(OSError):
+            for parent in list(workspace.parents)[:4]:
+                parent.rmdir()

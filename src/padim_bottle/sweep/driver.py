@@ -1,0 +1,132 @@
+"""Many runs in one command: experiments, seeds and grids of settings, each run done once.
+
+Heavy imports are inside the functions.
+"""
+
+import contextlib
+import json
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+from padim_bottle.errors import UserError
+from padim_bottle.files import write_whole
+from padim_bottle.sweep.group import Outcome, Run, train_group
+from padim_bottle.sweep.plan import SweepSettings, finished, in_groups, plan
+
+
+def sweep(settings: SweepSettings) -> int:
+    """Do what is not done yet, record what fails, and compare the experiments.
+
+    Returns:
+        How many runs failed.
+
+    Raises:
+        UserError: settings that no run can begin with, or another sweep at work in the same results folder.
+    """
+    from filelock import FileLock, Timeout
+
+    planned = plan(settings)
+    root = planned[0].root
+    workplace = root / ".sweep"
+    lock = FileLock(root / ".sweep.lock", timeout=0)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        held = lock.acquire()
+    except Timeout as error:
+        raise UserError(f"Another sweep is at work in {root}: wait for it, or choose other --results.") from error
+    except OSError as error:
+        raise UserError(f"Cannot write results to {root}: {error}.") from error
+    with held:
+        shutil.rmtree(workplace, ignore_errors=True)  # of a sweep that was killed
+        done = finished(planned)
+        groups = in_groups([run for run in planned if run not in done], settings.group_size)
+        try:
+            failures = _work_off(groups, len(done), settings, workplace)
+        finally:
+            shutil.rmtree(workplace, ignore_errors=True)
+        for failure in failures:
+            print(f"failed: {failure.run}: {_in_a_line(failure.error)}", file=sys.stderr)
+        _compare(planned)
+    return len(failures)
+
+
+def _work_off(groups: Sequence[Sequence[Run]], done: int, settings: SweepSettings, workplace: Path) -> list[Outcome]:
+    """Do all groups here or on Ray, show progress, and return the runs that failed."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+
+    if settings.ray.address:
+        from padim_bottle.sweep.ray_cluster import connected, train_on_ray
+
+        cluster = connected(settings.ray.address, settings.ray.num_cpus, settings.ray.num_gpus)
+    else:
+        cluster = contextlib.nullcontext()  # type: ignore[assignment]
+    left = sum(map(len, groups))
+    columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
+    failures = []
+    with (
+        cluster,
+        Progress(*columns, TimeLeft(), console=Console(stderr=True), refresh_per_second=2) as progress,
+    ):
+        bar = progress.add_task("runs", total=left)
+        progress.console.print(f"{left} runs to do, {done} done already", highlight=False)
+        cache_folder = Path(settings.cache_folder) if settings.cache_folder else None
+        if settings.ray.address:
+            outcomes = train_on_ray(groups, settings.ray.num_cpus, settings.ray.num_gpus)
+        else:
+            outcomes = (outcome for runs in groups for outcome in train_group(runs, workplace, cache_folder))
+        for outcome in outcomes:
+            word = "done"
+            if outcome.error is not None:
+                word = "failed"
+                failures.append(outcome)
+                _record_failure(outcome)
+            progress.console.print(f"{outcome.run}: {word}, {outcome.seconds:.1f} s", highlight=False)
+            progress.advance(bar)
+    return failures
+
+
+def _record_failure(outcome: Outcome) -> None:
+    from padim_bottle.runs.folder import failure_record
+
+    record = {
+        "experiment": outcome.run.experiment,
+        "seed": outcome.run.seed,
+        "error": _in_a_line(outcome.error),
+        "traceback": outcome.error,
+        "failed": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    path = failure_record(outcome.run.folder)
+    try:
+        write_whole(path, json.dumps(record, indent=2) + "\n")
+    except OSError as error:  # such as the full disk that the run failed of; the other runs go on
+        print(f"{outcome.run}: its failure is not recorded ({error.strerror})", file=sys.stderr)
+
+
+def _compare(runs: Sequence[Run]) -> None:
+    from padim_bottle.compare.outputs import write_comparison
+
+    folders = sorted({run.folder.parent for run in runs if run.folder.is_dir()})
+    if folders:
+        summary = write_comparison(folders)
+        print(summary)
+        try:
+            from padim_bottle.compare.seeds_page import write_sweep_report
+
+            print(write_sweep_report(folders, summary.parent))
+        except Exception as error:  # the numbers are in the summary
+            print(f"report.html could not be written: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def _in_a_line(text: str | None) -> str:
+    """Return what a traceback says was wrong: of an error for people the first line of its message, else the last."""
+    text = text or ""
+    if message := re.findall(r"^padim_bottle\.errors\.\w+: (.*)$", text, re.MULTILINE):
+        return message[-1]
+    lines = text.strip().splitlines() or ["an error without a message"]
+    return lines[-1]

@@ -1,0 +1,253 @@
+"""Measure every setting of a grid on synthetic anomalies in held-out training photos."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from anomalib.data import ImageBatch
+from anomalib.models.components import TimmFeatureExtractor
+from anomalib.pre_processing import PreProcessor
+from lightning.pytorch.cli import instantiate_class
+from torchvision.transforms.v2 import Transform
+
+from padim_bottle.data.layout import GOOD, images_in
+from padim_bottle.data.mvtec import MVTecAD
+from padim_bottle.data.photos import Photos
+from padim_bottle.errors import UserError
+from padim_bottle.evaluation.metrics import Predictions, Thresholds, evaluate
+from padim_bottle.experiment.cli import ExperimentCLI
+from padim_bottle.model.backbone import feature_layers
+from padim_bottle.model.padim import Padim
+from padim_bottle.model.parts import Parts
+from padim_bottle.tune.settings import METRICS, Candidate, TuneSettings
+from padim_bottle.tune.training_photos import FeatureStore, TrainingPhotos
+
+Advance = Callable[[int], None]
+_NO_THRESHOLDS = Thresholds(None, None, "none")
+_FEWEST_PARTS = 6
+
+
+@dataclass(frozen=True)
+class Split:
+    """Photos that are fitted, and images that are shown: good photos by their number i, damaged ones by N + i."""
+
+    fitted: np.ndarray
+    shown: np.ndarray
+
+
+def training_paths(cli: ExperimentCLI) -> list[Path]:
+    """Return the training photos of a config, and fetch the data if they are not there; no test photo is opened.
+
+    Raises:
+        UserError: data of another kind, or none to be had.
+    """
+    data = instantiate_class((), cli.settings.data.as_dict())
+    if isinstance(data, MVTecAD):
+        folder = Path(data.root, data.category)
+        if not folder.is_dir():
+            data.prepare_data()
+        paths = images_in(folder / "train" / GOOD)
+        if not paths:
+            raise UserError(f"There are no training photos in {folder / 'train' / GOOD}.")
+        return paths
+    if isinstance(data, Photos):
+        data.setup()  # lists them
+        return [Path(path) for path in data.train_data.samples["image_path"]]
+    raise UserError(
+        f"data: {cli.settings.data.class_path} cannot be tuned on; padim_bottle.MVTecAD can, and --photos FOLDER."
+    )
+
+
+def make_splits(paths: Sequence[Path], group: str | None, settings: TuneSettings) -> list[Split]:
+    """Hold out a share of the photos at random, as often as the settings say; half of it, at random, gets anomalies.
+
+    Photos of one part, see ``group`` of Padim, stay together.
+
+    Raises:
+        UserError: too few photos.
+    """
+    parts = Parts.of_photos([str(path) for path in paths], group)
+    part_of_photo = np.unique(np.array(parts.names), return_inverse=True)[1]
+    held_out = round(len(parts) * settings.held_out)
+    if len(parts) < _FEWEST_PARTS or held_out < 2 or len(parts) - held_out < 3:
+        raise UserError(
+            f"{len(parts)} parts are too few to hold out {settings.held_out:.2g} of them: it takes 2 or more to test "
+            "on and 3 or more to fit."
+        )
+    splits = []
+    for number in range(settings.splits):
+        rng = np.random.default_rng([settings.anomalies.seed, 1 << 20, number])
+        chosen = rng.permutation(len(parts))[:held_out]
+        good, damaged = chosen[: held_out // 2], chosen[held_out // 2 :]
+        shown = [np.flatnonzero(np.isin(part_of_photo, part)) for part in (good, damaged)]
+        fitted = np.flatnonzero(~np.isin(part_of_photo, chosen))
+        splits.append(Split(fitted, np.concatenate([shown[0], shown[1] + len(paths)])))
+    return splits
+
+
+def measure(
+    candidates: Sequence[Candidate], settings: TuneSettings, track: Callable[[str, int], Advance]
+) -> pd.DataFrame:
+    """Fit and score every setting on every split with every seed, with one pass of the photos through each backbone.
+
+    Args:
+        candidates: the settings, of one config.
+        settings: splits, seeds and anomalies.
+        track: called with what is done next and how much of it; returns what to call with what was done.
+
+    Returns:
+        A row a fit: setting (its number), split, seed (missing where the model draws nothing), seconds, ``METRICS``.
+
+    Raises:
+        UserError: values that a model does not accept, data that cannot be had, too few photos.
+    """
+    paths = training_paths(candidates[0].cli)
+    needs = [_Needs.of(build_model(candidate.cli, settings.seeds[0])) for candidate in candidates]
+    # Seeds of a model that draws nothing would be the same fit again.
+    seeds = [settings.seeds if need.is_random else settings.seeds[:1] for need in needs]
+    splits = make_splits(paths, needs[0].group, settings)
+    device = device_of(candidates[0].cli)
+    passes = list(dict.fromkeys(need.backbone for need in needs))
+    advance_photos = track("photos", 2 * len(paths) * len(passes))
+    advance_fits = track("fits", sum(map(len, seeds)) * len(splits))
+    rows = []
+    logger = logging.getLogger("padim_bottle.model")
+    level = logger.level
+    # Of few photos and of copies: training says so.
+    logger.setLevel(logging.ERROR)
+    try:
+        with FeatureStore(None if settings.cache_folder is None else Path(settings.cache_folder)) as store:
+            for backbone in passes:
+                sharing = [number for number, need in enumerate(needs) if need.backbone == backbone]
+                first = build_model(candidates[sharing[0]].cli, settings.seeds[0])
+                photos = TrainingPhotos(paths, settings.anomalies, _transform(first))
+                network = _network(first, {layer for number in sharing for layer in needs[number].layers})
+                store.record(photos, network.to(device), device, advance_photos)
+                for number in sharing:
+                    for seed in seeds[number]:
+                        model = build_model(candidates[number].cli, seed)
+                        for split_number, split in enumerate(splits):
+                            started = time.perf_counter()
+                            figures = _fit_and_score(model, store, photos, split, device)
+                            rows.append(
+                                {
+                                    "setting": number,
+                                    "split": split_number,
+                                    "seed": seed if needs[number].is_random else None,
+                                    "seconds": time.perf_counter() - started,
+                                    **figures,
+                                }
+                            )
+                            advance_fits(1)
+    finally:
+        logger.setLevel(level)
+    return pd.DataFrame(rows).astype({"seed": "Int64"})
+
+
+def build_model(cli: ExperimentCLI, seed: int) -> Padim:
+    """Build the model of a config with another seed.
+
+    Raises:
+        UserError: a value that it does not accept.
+    """
+    settings = cli.settings.model.as_dict()
+    settings["init_args"] = {**settings["init_args"], "seed": seed, "evaluator": False, "visualizer": False}
+    model: Padim = instantiate_class((), settings)
+    return model
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """What must be known of a setting's model before it is fitted.
+
+    Attributes:
+        backbone: what decides the features: settings that agree in it share a pass.
+        layers: of the backbone.
+        group: see Padim.
+        is_random: whether a seed decides anything.
+    """
+
+    backbone: tuple[str, ...]
+    layers: tuple[str, ...]
+    group: str | None
+    is_random: bool
+
+    @classmethod
+    def of(cls, model: Padim) -> "_Needs":
+        backbone = (model.model.backbone, model.weights.source, repr(_transform(model)))
+        return cls(backbone, tuple(model.model.layers), model.group, bool(model.model.is_random))
+
+
+def _transform(model: Padim) -> Transform:
+    """Return what resizes and normalises photos for a model."""
+    if not isinstance(model.pre_processor, PreProcessor) or model.pre_processor.transform is None:
+        raise UserError("pre_processor: tuning needs one that resizes and normalises; leave it out.")
+    return model.pre_processor.transform
+
+
+def _network(model: Padim, wanted: set[str]) -> TimmFeatureExtractor:
+    """Return the backbone of a model with all layers that are wanted."""
+    layers = [layer for layer in feature_layers(model.model.backbone) if layer in wanted]
+    if layers == model.model.layers:
+        return model.model.feature_extractor
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # as PadimModel does it
+        network = TimmFeatureExtractor(model.model.backbone, layers, pre_trained=model.weights.source != "random")
+    return network.eval().to(memory_format=torch.channels_last)
+
+
+def _fit_and_score(
+    model: Padim, store: FeatureStore, photos: TrainingPhotos, split: Split, device: torch.device
+) -> dict[str, float | None]:
+    """Fit a model to the fitted photos of a split and return its metrics on the shown ones."""
+    model.to(device).on_train_start()
+    model.model.train()
+    for chosen, images in _replay(model, store, split.fitted, device):
+        model.training_step(ImageBatch(image=images, image_path=[str(photos.paths[number]) for number in chosen]))
+    model.fit()
+    model.model.eval()
+    count = len(photos.paths)
+    scores, maps = [], []
+    with torch.inference_mode():
+        for _, images in _replay(model, store, split.shown, device):
+            output = model.model(images)
+            scores.append(output.pred_score.flatten().cpu())
+            maps.append(output.anomaly_map[:, 0].cpu())
+    types = [photos.kind(index - count) if index >= count else GOOD for index in split.shown.tolist()]
+    predictions = Predictions(
+        image_paths=[str(photos.paths[index % count]) for index in split.shown],
+        defect_types=types,
+        labels=np.array(types) != GOOD,
+        scores=torch.cat(scores).numpy(),
+        anomaly_maps=torch.cat(maps).float().numpy(),
+        masks=store.masks(split.shown),
+    )
+    metrics = evaluate(predictions, _NO_THRESHOLDS)
+    return {name: metrics[name] for name in METRICS}
+
+
+def _replay(
+    model: Padim, store: FeatureStore, indices: np.ndarray, device: torch.device
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """Yield batches of images, for each of which the model's backbone then returns the features that were recorded."""
+    current: dict[str | int, torch.Tensor] = {}
+
+    def replay(inputs: torch.Tensor) -> dict[str | int, torch.Tensor]:
+        return current
+
+    # An attribute of this instance alone: its class and its state dict stay as they are.
+    model.model.feature_extractor.forward = replay
+    for chosen, images, features in store.batches(indices):
+        current = {layer: features[layer].to(device) for layer in model.model.layers}
+        yield chosen, images.to(device)
+
+
+def device_of(cli: ExperimentCLI) -> torch.device:
+    """Return where a config computes: a GPU, if there is one and the config has nothing against it."""
+    wanted = cli.settings.trainer.accelerator in ("auto", "gpu", "cuda")
+    return torch.device("cuda" if wanted and torch.cuda.is_available() else "cpu")

@@ -1,0 +1,248 @@
+"""What a tuning writes: the best config, and how it was found."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from padim_bottle.data.digest import file_digests, fingerprint_of
+from padim_bottle.data.images import read_image
+from padim_bottle.errors import UserError
+from padim_bottle.files import write_whole
+from padim_bottle.report.gallery import render
+from padim_bottle.runs.environment import code_digest, git_commit, versions
+from padim_bottle.tune.anomalies import add_anomaly
+from padim_bottle.tune.ranking import differences_from, rank
+from padim_bottle.tune.settings import METRICS, PREFIX, Candidate, TuneSettings, spell
+
+_EXAMPLES = 3
+FILES = ("scores.csv", "summary.md", "anomalies.png", "best.yaml", "tuning.json")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """All that decides what a tuning finds.
+
+    Attributes:
+        name: of its folder.
+        config: the YAML that was tuned.
+        grid: the values of each key.
+        settings: of the tuning.
+        paths: the training photos.
+        fixed: keys whose value replaces the config's in all settings.
+    """
+
+    name: str
+    config: Path
+    grid: dict[str, list[Any]]
+    settings: TuneSettings
+    paths: list[Path]
+    fixed: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Where its results go."""
+        return Path(self.settings.results) / self.name
+
+    @property
+    def folders(self) -> set[Path]:
+        """The folders of the training photos."""
+        return {path.parent for path in self.paths}
+
+    @property
+    def command(self) -> str:
+        """The command that does it again, with these settings."""
+        grid = "".join(f" --grid '{key}={spell(values)}'" for key, values in self.grid.items())
+        photos = f" --photos '{self.fixed['data']['init_args']['folder']}'" if "data" in self.fixed else ""
+        group = self.fixed.get(f"{PREFIX}group")
+        photos += "" if group is None else f" --group '{group}'"
+        return f"python scripts/tune.py --config {self.config} --name '{self.name}'{photos}{grid}"
+
+    def inputs(self) -> dict[str, Any]:
+        """Return what must be equal for two tunings to be the same one."""
+        return {
+            "config": yaml.safe_load(self.config.read_text(encoding="utf-8-sig")),
+            "grid": {key: spell(values) for key, values in self.grid.items()},
+            "settings": {k: v for k, v in asdict(self.settings).items() if k not in ("results", "cache_folder")},
+            "training_photos": len(self.paths),
+            "training_fingerprint": fingerprint_of(file_digests(self.paths, Path(os.path.commonpath(self.folders)))),
+        }
+
+    def check_folder(self) -> None:
+        """Refuse a folder that holds another tuning.
+
+        Raises:
+            UserError: it does.
+        """
+        record = self.folder / "tuning.json"
+        if not record.exists():
+            return
+        try:
+            earlier = json.loads(record.read_text(encoding="utf-8"))["inputs"]
+        except (OSError, ValueError, KeyError, TypeError):
+            earlier = None
+        if earlier != json.loads(json.dumps(self.inputs())):
+            raise UserError(
+                f"{self.folder} holds the results of another tuning: choose another --name, or move it away."
+            )
+
+
+def write_results(
+    tuning: Tuning, candidates: Sequence[Candidate], fits: pd.DataFrame, device: str
+) -> tuple[pd.DataFrame, list[str]]:
+    """Write all of ``FILES``, the last one when all the others are there.
+
+    Returns:
+        The settings, best first (see ``rank``), and sentences on how the others differ from the best one.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    settings, folder = tuning.settings, tuning.folder
+    ranking = rank(fits, settings.choose_by)
+    best = int(ranking.index[0])
+    differences = differences_from(best, fits, settings.held_out / (1 - settings.held_out))
+    names = [candidate.name for candidate in candidates]
+    sentences = list(_sentences(names, ranking, differences))
+    write_whole(folder / "scores.csv", fits.assign(setting=fits["setting"].map(lambda i: names[i])).to_csv(index=False))
+    write_whole(folder / "summary.md", _summary(tuning, names, ranking, differences, sentences, fits, device))
+    write_whole(folder / "anomalies.png", render(_draw_anomalies(tuning), "png"))
+    write_whole(folder / "best.yaml", _best_config(tuning, candidates[best], len(candidates)))
+    record = {
+        "inputs": tuning.inputs(),
+        "command": tuning.command,
+        "best": candidates[best].name,
+        "settings": [{"setting": names[int(number)], **_plain(row)} for number, row in ranking.iterrows()],
+        "differences_from_best": [{**row, "setting": names[row["setting"]]} for row in differences.to_dict("records")],
+        "weights": candidates[best].cli.settings.model.init_args.backbone,
+        "device": device,
+        "versions": versions(),
+        "commit": git_commit(),
+        "code_sha256": code_digest(),
+    }
+    write_whole(folder / "tuning.json", json.dumps(record, indent=2) + "\n")
+    return ranking, sentences
+
+
+def _plain(row: pd.Series) -> dict[str, float | None]:
+    return {str(name): None if pd.isna(value) else float(value) for name, value in row.items()}
+
+
+def _best_config(tuning: Tuning, best: Candidate, count: int) -> str:
+    config = yaml.safe_load(tuning.config.read_text(encoding="utf-8-sig"))
+    for key, value in {**tuning.fixed, **best.values}.items():
+        place = config
+        *parents, last = key.split(".")
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    writers = [c for c in config["trainer"]["callbacks"] if c["class_path"].endswith("ResultsWriter")]
+    for writer in writers:
+        # Its runs are not those of the config that was tuned.
+        writer["init_args"]["experiment"] += "_tuned"
+    path = tuning.folder / "best.yaml"
+    head = (
+        f"# {tuning.config.name} with the best of {count} settings, chosen on synthetic anomalies in training photos:\n"
+        f"# no defect and no test photo was looked at. {best.name}.\n"
+        "# summary.md beside this file has the figures.\n#\n"
+        f"#   python scripts/train.py --config {path}\n\n"
+    )
+    return head + yaml.safe_dump(config, sort_keys=False, default_flow_style=None, width=120)
+
+
+def _sentences(names: Sequence[str], ranking: pd.DataFrame, differences: pd.DataFrame) -> Iterator[str]:
+    best = names[int(ranking.index[0])]
+    for setting in ranking.index[1:]:
+        rows = differences[differences["setting"] == setting]
+        parts = []
+        for finding, words in (
+            ("lower", "lower in"), ("higher", "higher in"), ("cannot tell", "cannot be told apart in"),
+            ("equal", "equal in"),
+        ):  # fmt: skip
+            found = [METRICS[metric] for metric in rows.loc[rows["finding"] == finding, "metric"]]
+            if found:
+                parts.append(f"{words} {' and '.join(found)}")
+        if parts:
+            yield f"{names[setting]}, beside {best}: {'; '.join(parts)}."
+
+
+def _summary(
+    tuning: Tuning,
+    names: Sequence[str],
+    ranking: pd.DataFrame,
+    differences: pd.DataFrame,
+    sentences: Sequence[str],
+    fits: pd.DataFrame,
+    device: str,
+) -> str:
+    settings = tuning.settings
+    rows = [
+        {
+            "name": names[int(number)],
+            "cells": [spread(row[metric], row[f"{metric}_std"]) for metric in METRICS],
+            "choice": f"{row['choice']:.4f}",
+        }
+        for number, row in ranking.iterrows()
+    ]
+    comparisons = [
+        {
+            "name": names[row.setting],
+            "metric": METRICS[row.metric],
+            "difference": f"{row.difference:+.4f}",
+            "interval": f"[{row.low:+.4f}, {row.high:+.4f}]",
+            "finding": row.finding,
+        }
+        for row in differences.itertuples()
+    ]
+    random, fixed = fits["seed"].notna(), fits["seed"].isna()
+    seeds = []
+    if random.any():
+        seeds.append(f"Seeds of the model: {', '.join(map(str, settings.seeds))}.")
+    if fixed.any():
+        seeds.append(f"{'Some settings draw' if random.any() else 'The model draws'} nothing at random: fitted once.")
+    environment = Environment(loader=PackageLoader("padim_bottle.tune"), undefined=StrictUndefined, trim_blocks=True)
+    text = environment.get_template("summary.md.j2").render(
+        name=tuning.config.name, photos=len(tuning.paths), splits=settings.splits,
+        held_out=f"{settings.held_out:.0%}", kinds=", ".join(settings.anomalies.kinds), seeds=" ".join(seeds),
+        metrics=METRICS, rows=rows, choose_by=", ".join(METRICS[name] for name in settings.choose_by),
+        sentences=sentences, comparisons=comparisons, command=tuning.command, fits=len(fits),
+        seconds=f"{fits['seconds'].sum():.0f}", device=device,
+    )  # fmt: skip
+    return text.strip() + "\n"
+
+
+def spread(mean: float, std: float) -> str:
+    """Spell a mean and a standard deviation, a dash where there is none."""
+    if pd.isna(mean):
+        return "-"
+    return f"{mean:.4f}" + ("" if pd.isna(std) else f" ± {std:.4f}")
+
+
+def _draw_anomalies(tuning: Tuning) -> Figure:
+    """Draw some of the damaged photos, a column for each kind, with the outlines of the masks."""
+    anomalies = tuning.settings.anomalies
+    kinds = anomalies.kinds
+    figure = Figure(figsize=(2.2 * len(kinds), 2.3 * _EXAMPLES), layout="constrained")
+    for row, axes_row in enumerate(figure.subplots(_EXAMPLES, len(kinds), squeeze=False)):
+        for column, axes in enumerate(axes_row):
+            number = (row * len(kinds) + column) % len(tuning.paths)
+            # The kind that this photo has in the tuning: its number decides.
+            kind = kinds[number % len(kinds)]
+            picture, mask = add_anomaly(read_image(tuning.paths[number]), kind, anomalies, number)
+            axes.imshow(picture)
+            axes.contour(mask, [0.5], colors="cyan", linewidths=0.8)
+            axes.set_axis_off()
+            axes.set_title(kind, fontsize=9)
+    return figure
+
+
+def default_name(config: Path, grid: dict[str, list[Any]]) -> str:
+    """Return the folder's name for a config and the keys that are tuned, for example ``padim_resnet18,support``."""
+    return ",".join([config.stem, *(key.rsplit(".", 1)[-1] for key in grid)])

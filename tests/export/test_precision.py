@@ -1,0 +1,139 @@
+"""Exports of a lower precision: what computes in it, and that all that follows is fitted to it."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from small_run import train_small
+
+from padim_bottle.commands.export import export_command
+from padim_bottle.data.images import read_image
+from padim_bottle.export.formats import export, trace
+from padim_bottle.export.proof import find_training_photos
+from padim_bottle.predict.checkpoint import load_padim
+from padim_bottle.predict.predictor import load_predictor
+
+ov = pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[export]"')
+from padim_bottle.export.openvino_model import compile_features, read_onnx  # noqa: E402 - these import OpenVINO
+from padim_bottle.export.precision import lower, read_pixels, refit, settings_for  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+BFLOAT16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+GRIDS = {"grids": [["layer1"], ["layer1", "layer2", "layer3"]], "n_features": None}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return train_small(tmp_path_factory.mktemp("run"), **GRIDS)
+
+
+@pytest.fixture(scope="module", params=["bfloat16", "int8"])
+def lowered(request, run):
+    """The precision, and the exit code and the folder of its export."""
+    if request.param == "int8":
+        pytest.importorskip("nncf", reason='needs NNCF: pip install -e ".[int8]"')
+    code = export_command(["--model", str(run), "--precision", request.param])
+    return request.param, code, run / "export" / f"openvino_{request.param}"
+
+
+def operations(folder, hint):
+    """Count the operations of a compiled model by kind and precision."""
+    compiled = ov.Core().compile_model(folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": hint})
+    infos = [operation.rt_info for operation in compiled.get_runtime_model().get_ops()]
+    return Counter((info["layerType"].astype(str), info["runtimePrecision"].astype(str)) for info in infos)
+
+
+@pytest.mark.skipif(not BFLOAT16, reason="needs a processor with bfloat16")
+@pytest.mark.parametrize("model", [{}, GRIDS, {"reduction": "orthogonal", "neighborhood": 3, "guided": 3}])
+def test_an_export_stays_in_single_precision_whatever_it_is_compiled_with(tmp_path, model):
+    export(train_small(tmp_path, **model) / "model.ckpt", ["openvino"], tmp_path)
+    assert not [found for found in operations(tmp_path / "openvino", "bf16") if found[1] == "bf16"]
+
+
+def test_only_the_backbone_is_lowered(lowered):
+    precision, _, folder = lowered
+    found = operations(folder, "bf16" if precision == "bfloat16" else "f32")
+    low = {"int8": ("i8", "u8"), "bfloat16": ("bf16",)}[precision]
+    if precision == "bfloat16" and not BFLOAT16:
+        pytest.skip("needs a processor with bfloat16")
+    kinds = {kind for kind, type_ in found if type_ in low}
+    assert "Convolution" in kinds
+    assert not kinds & {"MatMul", "FullyConnected", "Interpolate", "Softmax", "Eltwise", "Subgraph", "Reduce"} - (
+        # Of the backbone: the sum of a block's two branches.
+        {"Eltwise", "Subgraph"} if precision == "int8" else set()
+    )
+    # Gaussians, maps and thresholds.
+    assert any(type_ == "f32" for kind, type_ in found if kind in ("MatMul", "FullyConnected"))
+
+
+def test_it_is_proven_and_loses_next_to_nothing(lowered, run):
+    precision, code, folder = lowered
+    report = json.loads((run / "export" / f"report_{precision}.json").read_text())
+    (found,) = report["differences"].values()
+    assert code == (0 if report["passed"] else 1)
+    assert report["precision"] == precision
+    # It is another model, and nearly the same.
+    assert 1e-6 < found["normalised_score"] < 0.2
+    own, other = report["metrics"]["checkpoint"], report["metrics"][folder.name]
+    assert abs(own["pixel_AUROC"] - other["pixel_AUROC"]) < 0.01
+    card = json.loads((folder / "model.json").read_text())
+    assert card["precision"] == precision
+    before = json.loads((run / "metrics.json").read_text())["calibration"]["scores"]
+    assert card["calibration"]["scores"] != before
+    assert np.corrcoef(card["calibration"]["scores"], before)[0, 1] > 0.99
+
+
+def test_gaussians_and_thresholds_are_those_of_the_lowered_features(lowered, run, tmp_path):
+    """The exported model against torch's, which is given the features that the exported backbone computes."""
+    precision, _, folder = lowered
+    photos = find_training_photos(run)
+    model, backbone = read_onnx(trace(load_padim(run / "model.ckpt"), tmp_path))
+    model = lower(model, backbone, precision, photos)
+    padim = load_padim(run / "model.ckpt")
+    refit(padim, model, backbone, precision, photos)
+    predictor = load_predictor(folder, device="cpu")
+    predictor.size = None
+    features_of = compile_features(model, backbone, settings_for(precision))
+    for path in pd.read_csv(run / "predictions.csv")["image_path"]:
+        features = dict(zip(padim.model.layers, map(torch.from_numpy, features_of(read_pixels(path))), strict=True))
+        padim.model.feature_extractor.forward = lambda inputs, features=features: features
+        image = padim.pre_processor.transform(torch.from_numpy(read_pixels(path)))
+        with torch.inference_mode():
+            expected = padim.post_processor(padim.model(image))
+        (actual,) = predictor.predict([read_image(path)])
+        assert actual.normalised_score == pytest.approx(expected.pred_score.item(), abs=1e-3)
+        assert actual.anomalous == bool(expected.pred_label)
+        np.testing.assert_allclose(actual.anomaly_map, expected.anomaly_map[0, 0], atol=2e-3)
+
+
+def test_refitted_to_the_same_features_it_is_the_checkpoint(run, tmp_path):
+    photos = find_training_photos(run)
+    model, backbone = read_onnx(trace(load_padim(run / "model.ckpt"), tmp_path))
+    padim, trained = load_padim(run / "model.ckpt"), load_padim(run / "model.ckpt")
+    refit(padim, lower(model, backbone, "float32", photos), backbone, "float32", photos)
+    torch.testing.assert_close(
+        padim.post_processor.calibration_scores, trained.post_processor.calibration_scores, rtol=1e-3, atol=1e-3
+    )
+    torch.testing.assert_close(
+        padim.post_processor.pixel_threshold, trained.post_processor.pixel_threshold, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_other_formats_and_missing_packages_are_refused_in_a_sentence(run, tmp_path, monkeypatch, capsys):
+    arguments = ["--model", str(run), "--precision", "int8", "--output", str(tmp_path / "out")]
+    assert export_command([*arguments, "--format", "onnx", "openvino"]) == 2
+    assert "only OpenVINO has it" in capsys.readouterr().err
+    monkeypatch.setattr("padim_bottle.export.formats.find_spec", lambda name: None if name == "nncf" else name)
+    assert export_command(arguments) == 2
+    assert 'pip install -e ".[int8]"' in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_photos_that_are_gone_are_asked_for(run, tmp_path, capsys):
+    (tmp_path / "model.ckpt").write_bytes((run / "model.ckpt").read_bytes())
+    assert export_command(["--model", str(tmp_path), "--precision", "bfloat16", "--images", str(run / "images")]) == 2
+    assert "needed to fit a model of another precision" in capsys.readouterr().err

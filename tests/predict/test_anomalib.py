@@ -1,0 +1,92 @@
+"""Anomalib's own ways to use a checkpoint: its engine and its command line, to predict and to export."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pandas as pd
+import pytest
+from anomalib.data import PredictDataset
+from anomalib.deploy import ExportType, OpenVINOInferencer
+from anomalib.engine import Engine
+
+from padim_bottle import Padim
+from padim_bottle.data.images import read_image
+from padim_bottle.predict.predictor import load_predictor
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def table(run_folder):
+    return pd.read_csv(run_folder / "predictions.csv").set_index("image_path")
+
+
+@pytest.fixture
+def good(table):
+    """The folder of the good test photos."""
+    return Path(table.index[~table["label"]][0]).parent
+
+
+@pytest.fixture
+def model(run_folder):
+    return Padim.load_from_checkpoint(run_folder / "model.ckpt")
+
+
+@pytest.fixture
+def engine(tmp_path):
+    return Engine(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False)
+
+
+def test_the_engine_predicts_with_a_checkpoint(engine, model, run_folder, table, good):
+    batches = engine.predict(
+        model=model, dataset=PredictDataset(good), ckpt_path=run_folder / "model.ckpt", return_predictions=True
+    )
+    verdicts = {
+        path: bool(label) for batch in batches for path, label in zip(batch.image_path, batch.pred_label, strict=True)
+    }
+    assert len(verdicts) == 4
+    assert verdicts == table.loc[list(verdicts), "predicted_label"].to_dict()
+
+
+def test_what_the_engine_exports_predicts(engine, model, run_folder, table, tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.chdir(tmp_path)
+    written = engine.export(model, ExportType.OPENVINO, ckpt_path=run_folder / "model.ckpt")
+    inferencer = OpenVINOInferencer(written, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
+    # anomalib's exporter switches antialiasing off: at the network's own size nothing is resized.
+    photos = [cv2.resize(read_image(path), (64, 64), interpolation=cv2.INTER_AREA) for path in table.index]
+    for photo, expected in zip(photos, load_predictor(run_folder, device="cpu").predict(photos), strict=True):
+        actual = inferencer.predict(photo)
+        assert actual.pred_score.item() == pytest.approx(expected.normalised_score, abs=1e-4)
+        assert bool(actual.pred_label) == expected.anomalous
+
+
+def anomalib(*arguments, folder):
+    """Run anomalib's command line with the settings of the model; what a checkpoint does not tell it has to be said."""
+    model = ["--model", "padim_bottle.Padim", "--model.pre_trained", "false", "--model.n_features", "30"]
+    model += ["--model.image_size", "[64,64]", "--default_root_dir", str(folder)]
+    code = "import sys; from anomalib.cli.cli import main; sys.argv[0] = 'anomalib'; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, arguments[0], *model, *map(str, arguments[1:])],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_anomalibs_command_predicts_with_a_checkpoint(run_folder, good, tmp_path):
+    # Pictures are off unless they are asked for: ResultsWriter draws them.
+    checkpoint = run_folder / "model.ckpt"
+    anomalib("predict", "--data", good, "--ckpt_path", checkpoint, "--model.visualizer", "true", folder=tmp_path)
+    assert len(list(tmp_path.rglob("*.png"))) == 4
+
+
+def test_anomalibs_command_exports_a_checkpoint(run_folder, tmp_path):
+    ort = pytest.importorskip("onnxruntime")
+    anomalib("export", "--export_type", "onnx", "--ckpt_path", run_folder / "model.ckpt", folder=tmp_path)
+    (written,) = tmp_path.rglob("*.onnx")
+    outputs = {output.name for output in ort.InferenceSession(written).get_outputs()}
+    assert outputs == {"pred_score", "pred_label", "anomaly_map", "pred_mask"}

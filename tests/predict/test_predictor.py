@@ -1,0 +1,237 @@
+"""Loading models: what is read, what is refused, and that every format is the same model."""
+
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+
+import anomalib.models
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anomalib.data import InferenceBatch
+
+from padim_bottle import Padim
+from padim_bottle.errors import UserError
+from padim_bottle.model.calibration import Calibration
+from padim_bottle.model.gaussian import PatchGaussians, TriangularDistance
+from padim_bottle.predict.checkpoint import load_padim
+from padim_bottle.predict.predictor import load_predictor
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+
+
+def photos_of(run: Path) -> list[np.ndarray]:
+    from padim_bottle.data.images import read_image
+
+    return [read_image(path) for path in pd.read_csv(run / "predictions.csv")["image_path"]]
+
+
+def test_a_prediction_is_the_runs_own(run_folder):
+    table = pd.read_csv(run_folder / "predictions.csv")
+    predictions = load_predictor(run_folder, device="cpu").predict(photos_of(run_folder))
+    np.testing.assert_allclose([p.score for p in predictions], table["score"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose([p.p_value for p in predictions], table["p_value"])
+    assert [p.anomalous for p in predictions] == table["predicted_label"].tolist()
+    assert 0 < sum(p.anomalous for p in predictions) < len(predictions)
+    np.testing.assert_allclose([p.mask.mean() for p in predictions], table["predicted_area"], atol=1e-3)
+    # The threshold lies at 0.5 of the normalised scores, which keep the order.
+    assert [p.normalised_score >= 0.5 for p in predictions] == table["predicted_label"].tolist()
+    assert np.array_equal(np.argsort([p.normalised_score for p in predictions]), np.argsort(table["score"]))
+
+
+def test_photos_of_several_sizes_go_together(run_folder):
+    photos = photos_of(run_folder)[:5]
+    mixed = [photos[0], photos[1][:70, :80].copy(), photos[2], photos[3][:70, :80].copy(), photos[4][:, :80].copy()]
+    predictor = load_predictor(run_folder, device="cpu")
+    together = predictor.predict(mixed)
+    alone = [predictor.predict([photo])[0] for photo in mixed]
+    np.testing.assert_allclose([p.score for p in together], [p.score for p in alone], rtol=1e-5)
+    assert predictor.predict([]) == []
+
+
+def test_a_model_loads_by_any_of_its_names(run_folder, tmp_path):
+    photo = photos_of(run_folder)[:1]
+    expected = load_predictor(run_folder).predict(photo)[0].score
+    shutil.copy(run_folder / "model.ckpt", tmp_path / "renamed.ckpt")
+    assert load_predictor(tmp_path / "renamed.ckpt").predict(photo)[0].score == expected
+    with pytest.raises(UserError, match=r"neither model\.ckpt nor"):
+        load_predictor(tmp_path)
+    with pytest.raises(UserError, match=r"There is no model .*nowhere"):
+        load_predictor(tmp_path / "nowhere")
+
+
+def test_a_checkpoint_of_anomalibs_padim_predicts(bottles, tmp_path):
+    from anomalib.engine import Engine
+
+    from padim_bottle import MVTecAD
+
+    theirs = anomalib.models.Padim(
+        backbone="resnet18", pre_trained=False, n_features=20, evaluator=False, visualizer=False,
+        pre_processor=anomalib.models.Padim.configure_pre_processor((64, 64)),
+    )  # fmt: skip
+    engine = Engine(default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False, logger=False)
+    engine.train(model=theirs, datamodule=MVTecAD(root=bottles, num_workers=0, verify=False))
+    predictor = load_predictor(Path(engine.best_model_path), device="cpu")
+    photo = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    prediction = predictor.predict([photo])[0]
+    with torch.no_grad():
+        # At the network's own size there is nothing to resize, so anomalib's way is the same.
+        expected = theirs.eval().cpu()(torch.from_numpy(photo).permute(2, 0, 1)[None] / 255)
+    assert prediction.normalised_score == pytest.approx(expected.pred_score.item(), abs=1e-4)
+    np.testing.assert_allclose(prediction.anomaly_map, expected.anomaly_map[0, 0], atol=1e-4)
+    assert prediction.p_value is None
+
+
+def test_no_weights_and_no_network_are_needed(run_folder, tmp_path, monkeypatch):
+    monkeypatch.delenv("PADIM_WEIGHTS_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    checkpoint = torch.load(run_folder / "model.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"] |= {"pre_trained": True, "backbone": "local-dir:/not/here/resnet18.tv_in1k"}
+    torch.save(checkpoint, tmp_path / "model.ckpt")
+    assert load_padim(tmp_path / "model.ckpt").model.backbone == "resnet18.tv_in1k"
+
+
+class Payload:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+def damaged(kind: str, source: Path, folder: Path) -> Path:
+    """A file that is no model of ours, or no longer."""
+    path = folder / "model.ckpt"
+    content = bytearray(source.read_bytes())
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(Payload(folder / "marker")))
+    elif kind == "payload in a checkpoint":
+        checkpoint = torch.load(source, weights_only=True)
+        torch.save({**checkpoint, "callbacks": Payload(folder / "marker")}, path)
+    elif kind == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif kind == "one byte of a tensor":
+        with zipfile.ZipFile(source) as archive:
+            largest = max(archive.infolist(), key=lambda info: info.file_size)
+        content[largest.header_offset + largest.file_size // 2] ^= 0xFF
+        path.write_bytes(content)
+    elif kind == "text":
+        path.write_text("not a model\n")
+    elif kind == "empty":
+        path.touch()
+    elif kind == "other network":
+        torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, path)
+    elif kind == "other lightning model":
+        torch.save({"state_dict": {"fc.weight": torch.zeros(2)}, "hyper_parameters": {"lr": 0.1}}, path)
+    elif kind == "tensor":
+        torch.save(torch.zeros(3), path)
+    else:
+        checkpoint = torch.load(source, weights_only=True)
+        if kind == "missing tensor":
+            del checkpoint["state_dict"]["model.map_mean"], checkpoint["state_dict"]["post_processor.image_scale"]
+        elif kind == "wrong shape":
+            checkpoint["state_dict"]["model.gaussian.mean"] = torch.zeros(3, 3)
+        elif kind == "other class":
+            checkpoint["hyper_parameters"] = {"_class_path": "os.system", "_instantiator": "os.system"}
+        elif kind == "other size":
+            checkpoint["anomalib_pre_processor_config"] = Padim(
+                pre_trained=False, image_size=(128, 128), n_features=30
+            ).pre_processor.checkpoint_config()
+        elif kind == "impossible settings":
+            checkpoint["hyper_parameters"]["layers"] = [{}]
+        torch.save(checkpoint, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("pickle", "truncated, damaged or no checkpoint"),
+        ("payload in a checkpoint", "more than tensors and plain data"),
+        ("truncated", "truncated, damaged or no checkpoint"),
+        ("one byte of a tensor", "truncated, damaged or no checkpoint"),
+        ("text", "truncated, damaged or no checkpoint"),
+        ("empty", "truncated, damaged or no checkpoint"),
+        ("other network", "is no checkpoint of PaDiM"),
+        ("tensor", "is no checkpoint of PaDiM"),
+        ("other lightning model", "its Gaussians are missing"),
+        ("missing tensor", "does not fit together"),
+        ("wrong shape", "does not fit together"),
+        ("other class", "does not fit together .*n_features is 100, its Gaussians have 30 features"),
+        ("other size", "does not fit together .*image_size is .128, 128., its maps have .64, 64. pixels"),
+        ("impossible settings", "Cannot load the model"),
+    ],
+)
+def test_what_is_no_model_is_refused_in_one_sentence(run_folder, tmp_path, kind, words):
+    path = damaged(kind, run_folder / "model.ckpt", tmp_path)
+    with pytest.raises(UserError, match=words) as error:
+        load_predictor(path)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+    assert "TRUST_REMOTE_CODE" not in str(error.value)
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("features", "width"), [(30, 25), (7, 25), (50, 10)])
+def test_distances_without_the_zeros_are_the_same(features, width, dtype):
+    generator = torch.Generator().manual_seed(0)
+    gaussians = PatchGaussians(dtype)
+    for _ in range(3):
+        gaussians.update(torch.randn(8, 6, features, generator=generator))
+    gaussians.factorize(slice(0, 6))
+    embedding = torch.randn(5, 6, features, generator=generator)
+    delta = (embedding - gaussians.mean).double()
+    expected = torch.einsum("bpi,pij,bpj->bp", delta, gaussians.inv_covariance.double(), delta).sqrt()
+    actual = TriangularDistance(gaussians, dtype, width).distance(embedding)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_p_value_is_the_rank_among_the_calibration_scores(run_folder):
+    scores = load_padim(run_folder / "model.ckpt").post_processor.calibration_scores
+    rule = load_predictor(run_folder, device="cpu").rule
+    asked = torch.stack([scores[0] - 1, scores[0], scores[5], (scores[5] + scores[6]) / 2, scores[-1] + 1])
+    for score in asked.tolist():
+        assert rule.p_value(score) == (1 + sum(s >= score for s in scores.tolist())) / (len(scores) + 1)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.3, 0.5])
+def test_another_false_alarm_rate_is_what_training_with_it_gives(run_folder, alpha):
+    padim = load_padim(run_folder / "model.ckpt")
+    raw = torch.linspace(0.5, 3, 50)[:, None] * padim.post_processor.calibration_scores.median()
+    padim.post_processor.alpha = alpha
+    padim.post_processor.calibrate(
+        Calibration(
+            scores=padim.post_processor.calibration_scores,
+            image_scores=padim.post_processor.calibration_scores,
+            pixel_threshold=torch.tensor(1.0),
+            pixel_median=torch.tensor(0.5),
+            map_means=torch.ones(12),
+            map_mean=torch.ones(64, 64),
+            map_std=torch.ones(64, 64),
+        )
+    )
+    expected = padim.post_processor(InferenceBatch(pred_score=raw, anomaly_map=raw[..., None, None]))
+    rule = load_predictor(run_folder, device="cpu", alpha=alpha).rule
+    assert [rule.anomalous(s) for s in raw.flatten().tolist()] == expected.pred_label.flatten().tolist()
+    normalised = [rule.normalised(s) for s in raw.flatten().tolist()]
+    np.testing.assert_allclose(normalised, expected.pred_score.flatten(), atol=1e-6)
+    assert [rule.p_value(s) <= alpha for s in raw.flatten().tolist()] == expected.pred_label.flatten().tolist()
+    np.testing.assert_allclose([rule.score(n) for n in normalised], raw.flatten(), rtol=1e-5)
+
+
+def test_a_false_alarm_rate_that_no_p_value_reaches_is_refused(run_folder):
+    with pytest.raises(UserError, match=r"1 / \(N \+ 1\) = 0.077"):
+        load_predictor(run_folder, alpha=0.05)
+
+
+def test_metrics_that_are_no_json_object_are_passed_over(run_folder, tmp_path):
+    shutil.copy(run_folder / "model.ckpt", tmp_path)
+    (tmp_path / "metrics.json").write_text(json.dumps([1]))
+    assert load_predictor(tmp_path).card["metrics"] == {}

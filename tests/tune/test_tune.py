@@ -1,0 +1,231 @@
+"""The tune command on a few small synthetic bottles, whose test photos nobody can read."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+from padim_bottle.commands.tune import tune_command
+from padim_bottle.data.images import read_image
+from padim_bottle.data.synthetic import write_bottles
+from padim_bottle.experiment.cli import ExperimentCLI
+from padim_bottle.experiment.train import train
+from padim_bottle.tune.anomalies import add_anomaly
+from padim_bottle.tune.measure import make_splits, training_paths
+from padim_bottle.tune.settings import METRICS, TuneSettings, read_settings
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+PHOTOS = 24
+SETTINGS = {"splits": 2, "seeds": [3, 4], "anomalies": {"size": [0.2, 0.4], "scratch_width": [0.03, 0.05]}}
+GRID = [
+    "model.init_args.grids=[null, [[layer1], [layer1, layer2]]]",
+    "model.init_args.layers=[[layer1, layer2], [layer2]]",
+]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with a config, settings, and bottles whose test photos and masks are no pictures."""
+    folder = tmp_path_factory.mktemp("tuning")
+    bottle = write_bottles(folder / "data", size=96, train_good=PHOTOS, test_good=2, test_per_defect=1)
+    for path in [*bottle.glob("test/*/*"), *bottle.glob("ground_truth/*/*")]:
+        path.unlink()
+        path.mkdir()  # cannot be opened, whoever tries
+    config = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
+    config["model"]["init_args"] |= {"image_size": [64, 64], "n_features": None, "alpha": 0.2}
+    config["data"] = {
+        "class_path": "padim_bottle.MVTecAD",
+        "init_args": {"root": str(folder / "data"), "verify": False},
+    }
+    config["trainer"] |= {"accelerator": "cpu", "enable_progress_bar": False}
+    (folder / "small.yaml").write_text(yaml.safe_dump(config))
+    (folder / "tune.yaml").write_text(yaml.safe_dump(SETTINGS))
+    return folder
+
+
+def tune(workplace, *arguments, grid=GRID):
+    words = ["--config", workplace / "small.yaml", "--settings", workplace / "tune.yaml"]
+    words += ["--results", workplace / "results", *(word for values in grid for word in ("--grid", values))]
+    return tune_command([*map(str, words), *arguments])
+
+
+@pytest.fixture(scope="module")
+def tuned(workplace):
+    """The folder of a tuning, and how many images went through the backbone."""
+    from anomalib.models.components import TimmFeatureExtractor
+
+    forward, seen = TimmFeatureExtractor.forward, []
+
+    def count(self, inputs):
+        seen.append(len(inputs))
+        return forward(self, inputs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TimmFeatureExtractor, "forward", count)
+        assert tune(workplace) == 0
+    return workplace / "results" / "small,grids,layers", sum(seen)
+
+
+def test_every_setting_is_fitted_on_every_split_in_one_pass(tuned):
+    folder, images = tuned
+    fits = pd.read_csv(folder / "scores.csv")
+    # Two grids keep all channels: no seed, one fit a split. PaDiM's own: two seeds.
+    assert fits.groupby("setting").size().to_dict() == {
+        "grids null, layers [layer1, layer2]": 4,
+        "grids null, layers [layer2]": 4,
+        "grids [[layer1], [layer1, layer2]], layers [layer1, layer2]": 2,
+        "grids [[layer1], [layer1, layer2]], layers [layer2]": 2,
+    }
+    random = fits["setting"].str.startswith("grids null")
+    assert set(fits.loc[random, "seed"]) == {3, 4}
+    assert fits.loc[~random, "seed"].isna().all()
+    assert fits[["image_AUROC", "pixel_AUROC", "pixel_AUPRO"]].notna().all(axis=None)
+    assert images == 2 * PHOTOS
+
+
+def test_a_fit_is_what_training_on_the_same_photos_gives(workplace, tuned, tmp_path):
+    """The held-out photos, damaged, are written as a test set of their own, and the experiment runs as users run it."""
+    settings = read_settings(workplace / "tune.yaml")
+    paths = training_paths(ExperimentCLI(workplace / "small.yaml"))
+    split = make_splits(paths, None, settings)[1]
+    bottle = tmp_path / "data" / "bottle"
+    for number in split.fitted:
+        target = bottle / "train" / "good" / paths[number].name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(paths[number], target)
+    for index in split.shown:
+        number = index % PHOTOS
+        kind = settings.anomalies.kinds[number % 5] if index >= PHOTOS else "good"
+        picture = read_image(paths[number])
+        if kind != "good":
+            picture, mask = add_anomaly(picture, kind, settings.anomalies, int(number))
+            target = bottle / "ground_truth" / kind / f"{paths[number].stem}_mask.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask.astype(np.uint8) * 255).save(target)
+        target = bottle / "test" / kind / f"{paths[number].stem}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(target)
+    arguments = ["--data.init_args.root", str(tmp_path / "data"), "--model.init_args.layers", "[layer2]"]
+    train(workplace / "small.yaml", arguments, seed=4, results=tmp_path / "results")
+    (found,) = tmp_path.glob("results/*/seed_4/metrics.json")
+    metrics = json.loads(found.read_text())
+
+    fits = pd.read_csv(tuned[0] / "scores.csv")
+    (row,) = fits[
+        (fits["setting"] == "grids null, layers [layer2]") & (fits["split"] == 1) & (fits["seed"] == 4)
+    ].to_dict("records")
+    for name in ("image_AUROC", "pixel_AUROC", "pixel_AUPRO"):
+        assert row[name] == pytest.approx(metrics[name], abs=1e-6)
+
+
+def test_the_best_setting_is_a_config_to_use(tuned):
+    folder, _ = tuned
+    record = json.loads((folder / "tuning.json").read_text())
+    fits = pd.read_csv(folder / "scores.csv")
+    names = [name for name in METRICS if fits[name].notna().all()]
+    best = fits.groupby("setting")[names].mean().mean(axis=1).idxmax()
+    assert record["best"] == best == record["settings"][0]["setting"]
+    model = ExperimentCLI(folder / "best.yaml").settings.model.init_args
+    assert best == f"grids {json.dumps(model.grids)}, layers {json.dumps(model.layers)}".replace('"', "")
+    assert model.alpha == 0.2  # what was not tuned is as it was
+    assert ExperimentCLI(folder / "best.yaml").writer_settings.experiment == "demo_synthetic_random_weights_tuned"
+    assert (folder / "anomalies.png").stat().st_size > 1000
+    summary = (folder / "summary.md").read_text()
+    assert best in summary
+    assert "No test photo was opened" in summary
+
+
+def test_doing_it_again_finds_the_same_and_another_tuning_is_refused(workplace, tuned, capsys):
+    folder, _ = tuned
+    before = pd.read_csv(folder / "scores.csv").drop(columns="seconds")
+    assert tune(workplace) == 0
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "scores.csv").drop(columns="seconds"), before)
+    assert tune(workplace, "--name", folder.name, grid=GRID[:1]) == 2
+    assert "holds the results of another tuning" in capsys.readouterr().err
+
+
+def test_a_plain_folder_of_photos_is_tuned_on_as_any_other_data(workplace, tuned):
+    photos = workplace / "plain"
+    shutil.copytree(workplace / "data" / "bottle" / "train" / "good", photos)
+    assert tune(workplace, "--photos", str(photos), "--name", "plain", grid=GRID[:1]) == 0
+    fits = pd.read_csv(workplace / "results" / "plain" / "scores.csv")
+    same = pd.read_csv(tuned[0] / "scores.csv")
+    same = same[same["setting"].str.endswith("layers [layer1, layer2]") & same["setting"].str.startswith("grids [[")]
+    fits = fits[fits["setting"].str.startswith("grids [[")]
+    np.testing.assert_allclose(fits[list(METRICS)], same[list(METRICS)], atol=1e-9)
+    best = ExperimentCLI(workplace / "results" / "plain" / "best.yaml")
+    assert best.settings.data.class_path == "padim_bottle.Photos"
+    assert Path(best.settings.data.init_args.folder) == photos
+    assert f"--photos '{photos}'" in (workplace / "results" / "plain" / "summary.md").read_text()
+
+
+def test_a_group_without_photos_is_refused(workplace, capsys):
+    assert tune(workplace, "--group", "parent-folder", grid=GRID[:1]) == 2
+    assert "--group belongs to --photos" in capsys.readouterr().err
+
+
+def test_photos_of_a_part_stay_together():
+    paths = [Path(f"{part}_{photo}.png") for part in range(12) for photo in "ab"]
+    for split in make_splits(paths, r"(\d+)_", TuneSettings(splits=4)):
+        shown = split.shown % 24
+        assert {*split.fitted} | {*shown} == {*range(24)}
+        assert not {*(split.fitted // 2)} & {*(shown // 2)}
+        assert len(shown) == 8
+        assert (split.shown >= 24).sum() == 4
+
+
+def test_the_yaml_in_configs_says_the_defaults():
+    settings, defaults = read_settings(ROOT / "configs" / "tune.yaml"), TuneSettings()
+    assert settings.held_out == pytest.approx(defaults.held_out, abs=1e-3)
+    settings.held_out = defaults.held_out
+    assert settings == defaults
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        (["model.init_args.support"], ["give a list of values", "model.init_args.support=[0, 0.5, 1]"]),
+        (["model.init_args.support=1"], ["give a list of values"]),
+        (["model.init_args.support=[1"], ["--grid", "expected"]),
+        (["data.init_args.category=[cable]"], ["only the model's arguments"]),
+        (["model.init_args.seed=[1, 2]"], ["seeds stand in the YAML"]),
+        (["model.init_args.suport=[1]"], ["suport"]),
+        (["model.init_args.layers=[[layer1, layer2], [layer9]]"], ["no layer9"]),
+        (["model.init_args.support=[1]", "model.init_args.support=[2]"], ["given twice"]),
+    ],
+)
+def test_a_mistake_in_the_grid_is_refused_in_one_line(workplace, grid, words, capsys):
+    assert tune(workplace, "--name", "mistake", grid=grid) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert all(word in line for word in words), line
+    assert not (workplace / "results" / "mistake").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"split": 3}, ["split"]),
+        ({"splits": 1}, ["splits: 1 is less than 2"]),
+        ({"held_out": 0.99}, ["too few"]),
+        ({"choose_by": ["AUPRO"]}, ["choose_by", "pixel_AUPRO"]),
+        ({"anomalies": {"kinds": ["rust"]}}, ["kinds", "scratch"]),
+        ({"anomalies": {"size": [0.3, 0.1]}}, ["anomalies.size", "smaller one first"]),
+    ],
+)
+def test_a_mistake_in_the_yaml_is_refused_in_one_line(workplace, settings, words, capsys, tmp_path):
+    (tmp_path / "tune.yaml").write_text(yaml.safe_dump(settings))
+    assert tune(workplace, "--settings", str(tmp_path / "tune.yaml"), "--name", "mistake") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert all(word in line for word in words), line
+
+
+def test_only_our_model_can_be_tuned(capsys):
+    assert tune_command(["--config", str(ROOT / "configs" / "padim_resnet18_anomalib.yaml")]) == 2
+    assert "padim_bottle.Padim can" in capsys.readouterr().err
