@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import hashlib
 import os
 import threading
 from pathlib import Path
@@ -22,3 +23,17 @@ def write_whole(path: Path, content: bytes | str) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def printable(path: str | Path) -> str:
+    """Return a path as it can be written anywhere: bytes that are no UTF-8 are spelled ``\\xe9``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def sha256(path: str | Path) -> str:
+    """Return the hexadecimal SHA-256 of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

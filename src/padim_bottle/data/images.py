@@ -8,6 +8,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from padim_bottle.errors import UserError
 
+Image.init()
+FORMATS = tuple(
+    name
+    for name in ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "HEIF", "AVIF")
+    if name in Image.OPEN
+)
+"""What is read. Pillow opens more, some of it with programs that a stranger's file would start."""
+
 
 def read_image(path: str | Path) -> np.ndarray:
     """Read an image as 8-bit RGB.
@@ -41,6 +49,17 @@ def read_mask(path: str | Path) -> np.ndarray:
         UserError: As :func:`read_image`.
     """
     return (_decode(path, "L") > 0).astype(np.uint8)
+
+
+def is_image(path: str | Path) -> bool:
+    """Whether a file's head is that of an image in one of ``FORMATS``."""
+    try:
+        with Image.open(path, formats=FORMATS):
+            return True
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # on broken files Pillow's decoders raise errors of any kind
+        return False
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
