@@ -52,7 +52,7 @@ def tune_command(arguments: Sequence[str] | None = None) -> int:
 
 
 def _tune(options: argparse.Namespace) -> int:
-    from padim_bottle.tune.settings import candidates_of, read_grid, read_settings
+    from padim_bottle.tune.settings import candidates_of, name_of, read_grid, read_settings
 
     settings = read_settings(options.settings)
     settings.results = options.results or settings.results
@@ -66,12 +66,12 @@ def _tune(options: argparse.Namespace) -> int:
         from padim_bottle.tune.results import Tuning, default_name, write_results
 
     name = options.name or default_name(options.config, grid)
-    tuning = Tuning(name, options.config, grid, settings, training_paths(candidates[0].cli), fixed)
+    tuning = Tuning(name, options.config, grid, settings, training_paths(candidates[0].experiment), fixed)
     tuning.check_folder()
     with _progress() as track:
         fits = measure(candidates, settings, track)
-    ranking, sentences = write_results(tuning, candidates, fits, device_of(candidates[0].cli).type)
-    _print_table([candidate.name for candidate in candidates], ranking)
+    ranking, sentences = write_results(tuning, candidates, fits, device_of(candidates[0].experiment).type)
+    _print_table([name_of(candidate.values) for candidate in candidates], ranking)
     for sentence in sentences:
         print(sentence)
     print(f"best: {tuning.folder / 'best.yaml'}")

@@ -9,10 +9,13 @@ import numpy as np
 import pandas as pd
 import scipy  # its submodules are loaded when they are first used
 
+from padim_bottle.evaluation.differences import CONFIDENCE, paired_difference
 from padim_bottle.runs.table import COUNTS, KEY_METRICS, METRICS, RESOURCES, defect_metrics, read_predictions
 
-CONFIDENCE = 0.95
 RESAMPLES = 2000
+
+# Findings that are worded for seeds.
+_OF_SEEDS = {"equal": "equal for every seed", "no spread": "the same difference for every seed"}
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
@@ -181,14 +184,8 @@ def bootstrap_images(
 
 
 def _compare(differences: np.ndarray) -> dict[str, Any]:
+    row = paired_difference(differences)._asdict()
+    row["finding"] = _OF_SEEDS.get(row["finding"], row["finding"])
     # Rounding must neither break ties nor make a difference out of none.
     rounded = np.round(differences, 12)
-    row = {"difference": float(differences.mean())}
-    if rounded.any():
-        row["p_value"] = float(scipy.stats.wilcoxon(rounded).pvalue)
-    if not np.ptp(rounded):
-        finding = "the same difference for every seed" if rounded.any() else "equal for every seed"
-        return {**row, "low": row["difference"], "high": row["difference"], "finding": finding}
-    low, high = scipy.stats.ttest_1samp(differences, 0).confidence_interval(CONFIDENCE)
-    finding = "higher" if low > 0 else "lower" if high < 0 else "cannot tell"
-    return {**row, "low": low, "high": high, "finding": finding}
+    return row | ({"p_value": float(scipy.stats.wilcoxon(rounded).pvalue)} if rounded.any() else {})

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from padim_bottle.console import quiet_imports
 from padim_bottle.errors import UserError
 from padim_bottle.experiment.config_check import check_config, read_structured
+from padim_bottle.experiment.variants import spell_argument, variants_of
 from padim_bottle.sweep.group import Run
 
 
@@ -69,21 +69,15 @@ def plan(settings: SweepSettings) -> list[Run]:
     configs = [Path(config) for config in settings.experiments]
     for config in configs:
         check_config(config)
-    with quiet_imports():
-        from padim_bottle.experiment.cli import ExperimentCLI
-
-    runs = []
-    for config, values in itertools.product(configs, itertools.product(*grid.values())):
-        chosen = dict(zip(grid, values, strict=True))
-        overrides = tuple(
-            word for key, value in (fixed | chosen).items() for word in (f"--{key}", _spell_argument(value))
-        )
-        parsed = ExperimentCLI(config, overrides)
-        name, root = parsed.writer_settings.experiment + name_suffix(chosen), Path(settings.results)
-        # A model without anything random has the same figures for every seed.
-        for seed in seeds if parsed.is_random else seeds[:1]:
-            parsed.choose(seed, name, root)
-            runs.append(Run(config, overrides, root, name, seed, parsed.config_sha256()))
+    runs, root = [], Path(settings.results)
+    for config in configs:
+        for variant in variants_of(config, grid, fixed):
+            experiment = variant.experiment
+            name = experiment.writer_settings.experiment + name_suffix(variant.values)
+            # A model without anything random has the same figures for every seed.
+            for seed in seeds if experiment.is_random else seeds[:1]:
+                experiment.choose(seed, name, root)
+                runs.append(Run(config, variant.overrides, root, name, seed, experiment.config_sha256()))
     folder, times = Counter(run.folder for run in runs).most_common(1)[0]
     if times > 1:
         raise UserError(f"Two runs would write to {folder}: give the experiments different names.")
@@ -118,7 +112,7 @@ def name_suffix(chosen: dict[str, Any]) -> str:
     last = [key.rsplit(".", 1)[-1] for key in chosen]
     names = last if len(set(last)) == len(last) else list(chosen)
     spelled = (
-        f",{name}={'+'.join(map(str, value)) if isinstance(value, list) else _spell_argument(value)}"
+        f",{name}={'+'.join(map(str, value)) if isinstance(value, list) else spell_argument(value)}"
         for name, value in zip(names, chosen.values(), strict=True)
     )
     return re.sub(r"[^\w. +=,-]+", "-", "".join(spelled))
@@ -174,7 +168,3 @@ def _check_overrides(overrides: dict[str, Any]) -> tuple[dict[str, list[Any]], d
             raise UserError(f"overrides: {key}: seeds have a key of their own, 'seeds'.")
     grid = {key: values for key, values in overrides.items() if isinstance(values, list)}
     return grid, {key: value for key, value in overrides.items() if key not in grid}
-
-
-def _spell_argument(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

@@ -21,10 +21,11 @@ from padim_bottle.data.photos import Photos
 from padim_bottle.errors import UserError
 from padim_bottle.evaluation.metrics import Predictions, Thresholds, evaluate
 from padim_bottle.experiment.cli import ExperimentCLI
+from padim_bottle.experiment.variants import Variant
 from padim_bottle.model.backbone import feature_layers
 from padim_bottle.model.padim import Padim
 from padim_bottle.model.parts import Parts
-from padim_bottle.tune.settings import METRICS, Candidate, TuneSettings
+from padim_bottle.tune.settings import METRICS, TuneSettings
 from padim_bottle.tune.training_photos import FeatureStore, TrainingPhotos
 
 Advance = Callable[[int], None]
@@ -91,7 +92,7 @@ def make_splits(paths: Sequence[Path], group: str | None, settings: TuneSettings
 
 
 def measure(
-    candidates: Sequence[Candidate], settings: TuneSettings, track: Callable[[str, int], Advance]
+    candidates: Sequence[Variant], settings: TuneSettings, track: Callable[[str, int], Advance]
 ) -> pd.DataFrame:
     """Fit and score every setting on every split with every seed, with one pass of the photos through each backbone.
 
@@ -106,12 +107,12 @@ def measure(
     Raises:
         UserError: values that a model does not accept, data that cannot be had, too few photos.
     """
-    paths = training_paths(candidates[0].cli)
-    needs = [_Needs.of(build_model(candidate.cli, settings.seeds[0])) for candidate in candidates]
+    paths = training_paths(candidates[0].experiment)
+    needs = [_Needs.of(build_model(candidate.experiment, settings.seeds[0])) for candidate in candidates]
     # Seeds of a model that draws nothing would be the same fit again.
     seeds = [settings.seeds if need.is_random else settings.seeds[:1] for need in needs]
     splits = make_splits(paths, needs[0].group, settings)
-    device = device_of(candidates[0].cli)
+    device = device_of(candidates[0].experiment)
     passes = list(dict.fromkeys(need.backbone for need in needs))
     advance_photos = track("photos", 2 * len(paths) * len(passes))
     advance_fits = track("fits", sum(map(len, seeds)) * len(splits))
@@ -124,13 +125,13 @@ def measure(
         with FeatureStore(None if settings.cache_folder is None else Path(settings.cache_folder)) as store:
             for backbone in passes:
                 sharing = [number for number, need in enumerate(needs) if need.backbone == backbone]
-                first = build_model(candidates[sharing[0]].cli, settings.seeds[0])
+                first = build_model(candidates[sharing[0]].experiment, settings.seeds[0])
                 photos = TrainingPhotos(paths, settings.anomalies, _transform(first))
                 network = _network(first, {layer for number in sharing for layer in needs[number].layers})
                 store.record(photos, network.to(device), device, advance_photos)
                 for number in sharing:
                     for seed in seeds[number]:
-                        model = build_model(candidates[number].cli, seed)
+                        model = build_model(candidates[number].experiment, seed)
                         for split_number, split in enumerate(splits):
                             started = time.perf_counter()
                             figures = _fit_and_score(model, store, photos, split, device)

@@ -15,12 +15,13 @@ from matplotlib.figure import Figure
 from padim_bottle.data.digest import file_digests, fingerprint_of
 from padim_bottle.data.images import read_image
 from padim_bottle.errors import UserError
+from padim_bottle.experiment.variants import Variant, spell_argument
 from padim_bottle.files import write_whole
 from padim_bottle.report.gallery import render
 from padim_bottle.runs.environment import code_digest, git_commit, versions
 from padim_bottle.tune.anomalies import add_anomaly
 from padim_bottle.tune.ranking import differences_from, rank
-from padim_bottle.tune.settings import METRICS, PREFIX, Candidate, TuneSettings, spell
+from padim_bottle.tune.settings import METRICS, PREFIX, TuneSettings, name_of
 
 _EXAMPLES = 3
 FILES = ("scores.csv", "summary.md", "anomalies.png", "best.yaml", "tuning.json")
@@ -59,7 +60,7 @@ class Tuning:
     @property
     def command(self) -> str:
         """The command that does it again, with these settings."""
-        grid = "".join(f" --grid '{key}={spell(values)}'" for key, values in self.grid.items())
+        grid = "".join(f" --grid '{key}={spell_argument(values)}'" for key, values in self.grid.items())
         photos = f" --photos '{self.fixed['data']['init_args']['folder']}'" if "data" in self.fixed else ""
         group = self.fixed.get(f"{PREFIX}group")
         photos += "" if group is None else f" --group '{group}'"
@@ -69,7 +70,7 @@ class Tuning:
         """Return what must be equal for two tunings to be the same one."""
         return {
             "config": yaml.safe_load(self.config.read_text(encoding="utf-8-sig")),
-            "grid": {key: spell(values) for key, values in self.grid.items()},
+            "grid": {key: spell_argument(values) for key, values in self.grid.items()},
             "settings": {k: v for k, v in asdict(self.settings).items() if k not in ("results", "cache_folder")},
             "training_photos": len(self.paths),
             "training_fingerprint": fingerprint_of(file_digests(self.paths, Path(os.path.commonpath(self.folders)))),
@@ -95,7 +96,7 @@ class Tuning:
 
 
 def write_results(
-    tuning: Tuning, candidates: Sequence[Candidate], fits: pd.DataFrame, device: str
+    tuning: Tuning, candidates: Sequence[Variant], fits: pd.DataFrame, device: str
 ) -> tuple[pd.DataFrame, list[str]]:
     """Write all of ``FILES``, the last one when all the others are there.
 
@@ -109,7 +110,7 @@ def write_results(
     ranking = rank(fits, settings.choose_by)
     best = int(ranking.index[0])
     differences = differences_from(best, fits, settings.held_out / (1 - settings.held_out))
-    names = [candidate.name for candidate in candidates]
+    names = [name_of(candidate.values) for candidate in candidates]
     sentences = list(_sentences(names, ranking, differences))
     write_whole(folder / "scores.csv", fits.assign(setting=fits["setting"].map(lambda i: names[i])).to_csv(index=False))
     write_whole(folder / "summary.md", _summary(tuning, names, ranking, differences, sentences, fits, device))
@@ -118,10 +119,10 @@ def write_results(
     record = {
         "inputs": tuning.inputs(),
         "command": tuning.command,
-        "best": candidates[best].name,
+        "best": names[best],
         "settings": [{"setting": names[int(number)], **_plain(row)} for number, row in ranking.iterrows()],
         "differences_from_best": [{**row, "setting": names[row["setting"]]} for row in differences.to_dict("records")],
-        "weights": candidates[best].cli.settings.model.init_args.backbone,
+        "weights": candidates[best].experiment.settings.model.init_args.backbone,
         "device": device,
         "versions": versions(),
         "commit": git_commit(),
@@ -135,7 +136,7 @@ def _plain(row: pd.Series) -> dict[str, float | None]:
     return {str(name): None if pd.isna(value) else float(value) for name, value in row.items()}
 
 
-def _best_config(tuning: Tuning, best: Candidate, count: int) -> str:
+def _best_config(tuning: Tuning, best: Variant, count: int) -> str:
     config = yaml.safe_load(tuning.config.read_text(encoding="utf-8-sig"))
     for key, value in {**tuning.fixed, **best.values}.items():
         place = config
@@ -150,7 +151,7 @@ def _best_config(tuning: Tuning, best: Candidate, count: int) -> str:
     path = tuning.folder / "best.yaml"
     head = (
         f"# {tuning.config.name} with the best of {count} settings, chosen on synthetic anomalies in training photos:\n"
-        f"# no defect and no test photo was looked at. {best.name}.\n"
+        f"# no defect and no test photo was looked at. {name_of(best.values)}.\n"
         "# summary.md beside this file has the figures.\n#\n"
         f"#   python scripts/train.py --config {path}\n\n"
     )
@@ -164,7 +165,7 @@ def _sentences(names: Sequence[str], ranking: pd.DataFrame, differences: pd.Data
         parts = []
         for finding, words in (
             ("lower", "lower in"), ("higher", "higher in"), ("cannot tell", "cannot be told apart in"),
-            ("equal", "equal in"),
+            ("equal", "equal in"), ("no spread", "by the same in every split in"),
         ):  # fmt: skip
             found = [METRICS[metric] for metric in rows.loc[rows["finding"] == finding, "metric"]]
             if found:

@@ -1,20 +1,15 @@
-"""What ``configs/tune.yaml`` may hold, and the settings that a grid makes of a config. Heavy imports are inside."""
+"""What ``configs/tune.yaml`` may hold, and the settings that a grid makes of a config."""
 
-import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
-from padim_bottle.console import quiet_imports
 from padim_bottle.errors import UserError
 from padim_bottle.experiment.config_check import read_structured
-
-if TYPE_CHECKING:
-    from padim_bottle.experiment.cli import ExperimentCLI
+from padim_bottle.experiment.variants import Variant, spell_argument, variants_of
 
 KINDS = ("perlin", "patch", "missing", "warp", "scratch")
 METRICS = {"image_AUROC": "image AUROC", "pixel_AUROC": "pixel AUROC", "pixel_AUPRO": "AUPRO", "pixel_AUPIMO": "AUPIMO"}
@@ -44,20 +39,6 @@ class TuneSettings:
     anomalies: AnomalySettings = field(default_factory=AnomalySettings)
     results: str = "results/tuning"
     cache_folder: str | None = None
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A setting of the grid: its values, and the config that they make."""
-
-    values: dict[str, Any]
-    cli: "ExperimentCLI"
-
-    @property
-    def name(self) -> str:
-        """The values as a table spells them, for example ``support 0.5, guided null``."""
-        spelled = (f"{key.removeprefix(PREFIX)} {spell(value)}" for key, value in self.values.items())
-        return ", ".join(spelled).replace('"', "") or "as configured"
 
 
 def read_settings(config: Path) -> TuneSettings:
@@ -112,31 +93,20 @@ def read_grid(arguments: Sequence[str]) -> dict[str, list[Any]]:
 
 def candidates_of(
     config: Path, grid: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any] | None = None
-) -> list[Candidate]:
-    """Return all settings of a grid; every one is parsed, none is built.
-
-    Args:
-        config: the YAML that is tuned.
-        grid: the values of each key.
-        fixed: keys whose value replaces the config's in all settings.
+) -> list[Variant]:
+    """Return all settings of a grid; see ``variants_of``.
 
     Raises:
-        UserError: a key, type or value that the config cannot have, or another model than ``padim_bottle.Padim``.
+        UserError: also another model than ``padim_bottle.Padim``.
     """
-    with quiet_imports():
-        from padim_bottle.experiment.cli import ExperimentCLI
-
-    candidates = []
-    for combination in itertools.product(*grid.values()):
-        values = dict(zip(grid, combination, strict=True))
-        overrides = [word for key, value in {**(fixed or {}), **values}.items() for word in (f"--{key}", spell(value))]
-        cli = ExperimentCLI(config, overrides)
-        if not cli.settings.model.class_path.startswith("padim_bottle."):
-            raise UserError(f"{config}: {cli.settings.model.class_path} cannot be tuned, padim_bottle.Padim can.")
-        candidates.append(Candidate(values, cli))
+    candidates = list(variants_of(config, grid, fixed))
+    kind = candidates[0].experiment.settings.model.class_path
+    if not kind.startswith("padim_bottle."):
+        raise UserError(f"{config}: {kind} cannot be tuned, padim_bottle.Padim can.")
     return candidates
 
 
-def spell(value: Any) -> str:
-    """Return a value as it stands in a YAML and on a command line."""
-    return value if isinstance(value, str) else json.dumps(value).replace("Infinity", ".inf")
+def name_of(values: Mapping[str, Any]) -> str:
+    """Return a choice of values as a table spells it, for example ``support 0.5, guided null``."""
+    spelled = (f"{key.removeprefix(PREFIX)} {spell_argument(value)}" for key, value in values.items())
+    return ", ".join(spelled).replace('"', "") or "as configured"
