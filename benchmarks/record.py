@@ -1,4 +1,4 @@
-"""What a benchmark measured, on which machine: a JSON file a benchmark, which the README's table is written from."""
+"""What a benchmark measured, on which machine: a JSON file a benchmark, from which docs/results.md has its table."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ from padim_bottle.files import write_whole
 
 RECORDS = Path("results/reference/benchmarks")
 ANOMALIB, OURS = "anomalib", "ours"
-# Of the rows that a benchmark prints and the README repeats.
+# Of the rows that a benchmark prints and the docs repeat.
 HEADER = ("", "Anomalib", "here", "Anomalib / here")
 
 

@@ -1,4 +1,4 @@
-"""The README's table of times, from the records of the other benchmarks: ``python benchmarks/table.py`` prints it."""
+"""The table of times in docs/results.md, made from the records: ``python benchmarks/table.py`` prints it."""
 
 import statistics
 from pathlib import Path
@@ -11,7 +11,7 @@ from record import ANOMALIB, HEADER, RECORDS, ratio, read_record
 from padim_bottle.errors import run_command
 
 
-def readme_table(folder: Path = RECORDS) -> str:
+def docs_table(folder: Path = RECORDS) -> str:
     """Return the table in Markdown, with a sentence on what it was measured on.
 
     Raises:
@@ -39,7 +39,7 @@ def readme_table(folder: Path = RECORDS) -> str:
 
 def main() -> int:
     """Print the table."""
-    print(readme_table())
+    print(docs_table())
     return 0
 
 

@@ -1,10 +1,10 @@
-"""The records of the benchmarks, and the README's table that rests on them."""
+"""The records of the benchmarks, and the table in docs/results.md that rests on them."""
 
 from pathlib import Path
 
 import pytest
 from record import HEADER, read_record, write_record
-from table import readme_table
+from table import docs_table
 
 from padim_bottle.errors import UserError
 
@@ -39,7 +39,7 @@ def records(tmp_path):
 
 
 def test_the_table_has_a_row_for_each_thing_measured(records):
-    lines = readme_table(records).splitlines()
+    lines = docs_table(records).splitlines()
     assert lines[0] == "|  | Anomalib | here | Anomalib / here |"
     assert lines[2] == "| train and test | 42.0 s (40.0 to 44.0) | 21.0 s (20.0 to 22.0) | 2.0 |"
     assert "| 10 seeds (as many runs; one sweep) | 420 s | 60 s | 7.0 |" in lines
@@ -60,8 +60,8 @@ def test_a_record_names_machine_versions_and_commit_but_no_path(records):
 
 def test_a_missing_record_says_how_to_make_it(tmp_path):
     with pytest.raises(UserError, match=r"benchmarks/train\.py"):
-        readme_table(tmp_path)
+        docs_table(tmp_path)
 
 
-def test_the_readme_shows_the_records():
-    assert readme_table(RECORDS) in (ROOT / "README.md").read_text()
+def test_the_docs_show_the_records():
+    assert docs_table(RECORDS) in (ROOT / "docs" / "results.md").read_text()

@@ -1,4 +1,4 @@
-"""The reference runs in results/reference/, and the README's table that rests on them."""
+"""The reference runs in results/reference/, and the tables of README and docs that rest on them."""
 
 import re
 from pathlib import Path
@@ -44,10 +44,31 @@ def test_summary_is_what_compare_writes_from_the_runs(rewritten):
     pd.testing.assert_frame_equal(pd.read_csv(rewritten / "summary.csv"), pd.read_csv(REFERENCE / "summary.csv"))
 
 
-def test_readme_shows_the_reference_runs(rewritten):
+def test_docs_show_the_reference_runs(rewritten):
     table = published_table((rewritten / "summary.md").read_text())
     assert len(table) > len(EXPERIMENTS)
-    assert published_table((REPOSITORY / "README.md").read_text()) == table
+    assert published_table((REPOSITORY / "docs" / "results.md").read_text()) == table
+
+
+def test_readme_shows_five_rows_of_them(rewritten):
+    """Two of ours, the control, two published ones: the lines as they are, in their order."""
+    header, rule, *rows = published_table((rewritten / "summary.md").read_text())
+    shown = published_table((REPOSITORY / "README.md").read_text())
+    assert shown[:2] == [header, rule]
+    assert [row for row in rows if row in shown] == shown[2:]
+    assert [row.split(",")[0].strip("| *") for row in shown[2:5]] == [
+        "padim_resnet18_grids", "padim_resnet18", "padim_resnet18_anomalib",
+    ]  # fmt: skip
+    assert len(shown) == 7 and not any("**" in row for row in shown[5:])
+
+
+def test_docs_show_aupro_and_ap_beside_aupimo():
+    runs = pd.read_csv(REFERENCE / "summary.csv").query("row == 'run'")
+    means = runs.groupby("experiment")[["pixel_AUPIMO", "pixel_AUPRO", "pixel_AUPR"]].mean()
+    lines = (REPOSITORY / "docs" / "results.md").read_text().splitlines()
+    start = lines.index("| experiment | AUPIMO | AUPRO | AP of pixels |") + 2
+    rows = [f"| {name} | {' | '.join(f'{value:.4f}' for value in means.loc[name])} |" for name in EXPERIMENTS]
+    assert lines[start : lines.index("", start)] == rows
 
 
 def test_figures_that_were_promised():

@@ -1,0 +1,51 @@
+"""The examples, run as a user would run them, and what they compute."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Returns an example as a module, by its name."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+    def load(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+        monkeypatch.setitem(sys.modules, name, module := importlib.util.module_from_spec(spec))
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.mark.slow
+def test_training_from_python_writes_a_run(example, bottles, random_weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    example("train_from_python", bottles / "bottle" / "train" / "good").main()
+    run = tmp_path / "results" / "my_part" / "seed_42"
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert f"threshold: {metrics['thresholds']['image']}" in capsys.readouterr().out
+    assert len(pd.read_csv(run / "training_photos.csv")) == 12
+    assert (run / "model.ckpt").is_file()
+
+
+def test_a_photo_is_judged_as_in_the_run(example, run_folder, capsys):
+    tested = pd.read_csv(run_folder / "predictions.csv").iloc[-1]
+    judging = example("judge_a_photo", run_folder, tested["image_path"])
+    judging.main()
+    said = capsys.readouterr().out
+    assert said.startswith("anomalous" if tested["predicted_label"] else "good")
+    assert f"(score {tested['score']:.2f}, p = " in said
+    predictor = judging.load_predictor(run_folder)
+    row, column = judging.where(judging.look(predictor, np.asarray(Image.open(tested["image_path"]).convert("RGB"))))
+    assert 0 < row < 1 and 0 < column < 1
