@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from padim_bottle.commands.compare import compare_command
 from padim_bottle.commands.sweep import sweep_command
 from padim_bottle.errors import UserError
 from padim_bottle.experiment.train import build, train
@@ -316,7 +317,7 @@ def test_a_run_that_fails_is_recorded_and_stops_no_other(workplace, monkeypatch,
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 def test_a_killed_sweep_goes_on_where_it_was(workplace):
-    settings = write_sweep("killed.yaml", cache_folder="cache", overrides=NO_REPORT)
+    settings = write_sweep("killed.yaml", overrides=NO_REPORT)
     arguments = [*settings, "--seeds", "0-3", "--results", "killed"]
     script = [sys.executable, str(ROOT / "scripts" / "sweep.py"), *arguments]
     process = subprocess.Popen(script, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -328,7 +329,7 @@ def test_a_killed_sweep_goes_on_where_it_was(workplace):
     process.wait()
     finished = {path.name: path.stat().st_ino for path in folder.glob("seed_*")}
     assert 1 <= len(finished) < 4
-    assert not files(Path("cache")), "features vanish with the process"
+    assert not list(Path("killed", ".sweep").rglob("*.pt")), "features vanish with the process"
 
     assert sweep_command(arguments) == 0
     assert {path.name for path in folder.glob("*seed_*")} == {f"seed_{seed}" for seed in range(4)}
@@ -337,15 +338,39 @@ def test_a_killed_sweep_goes_on_where_it_was(workplace):
     assert all((folder / name).stat().st_ino == inode for name, inode in finished.items())
 
 
-def test_experiments_without_shared_features_are_swept_too(workplace):
-    """Uncalibrated, a run has a pass over validation images: every seed is a plain run."""
+def test_shards_divide_a_sweep_and_a_comparison_joins_them(workplace, capsys):
+    """Uncalibrated, a run has a pass over validation images, so no features are shared: every seed is a plain run."""
+    from filelock import FileLock
+
     arguments = write_sweep(
         "plain.yaml",
         seeds=[0, 1],
         overrides={**NO_REPORT, "model.init_args.calibration": False, "model.init_args.position_calibration": False},
     )
-    assert sweep_command([*arguments, "--results", "plain"]) == 0
+    arguments += ["--results", "plain"]
+    for shard, seeds in (("2/2", [1]), ("1/2", [0, 1])):
+        with FileLock(Path("plain", ".sweep.lock")):  # shards work side by side, but none of them twice
+            assert sweep_command([*arguments, "--shard", shard]) == 0
+        assert sorted(path.name for path in Path("plain", NAME).glob("seed_*")) == [f"seed_{seed}" for seed in seeds]
+    capsys.readouterr()
+    with FileLock(Path("plain", ".sweep.1-of-2.lock")):
+        assert "Another sweep is at work" in error_of([*arguments, "--shard", "1/2"], capsys)
     assert [read(Path("plain", NAME, f"seed_{seed}"))["features_from_seed"] for seed in (0, 1)] == [None, None]
+    assert not list(Path("plain").glob("*summary*"))
+    assert compare_command([str(Path("plain", NAME))]) == 0
+    assert list(pd.read_csv(Path("plain", NAME, "summary.csv")).query("row == 'run'")["seed"]) == [0, 1]
+
+
+def test_every_run_is_in_one_shard(workplace, capsys):
+    def listed(*words):
+        assert sweep_command([*write_sweep("many.yaml"), "--seeds", "0-10", "--dry-run", *words]) == 0
+        return capsys.readouterr().out.splitlines()[:-1]
+
+    shards = [listed("--shard", f"{number}/3") for number in (1, 2, 3)]
+    assert sorted(line for shard in shards for line in shard) == sorted(listed())
+    assert [len(shard) for shard in shards] == [4, 4, 3]
+    for shard in ("0/3", "4/3", "2", "a/b"):
+        assert f"--shard {shard}" in error_of(["--config", "many.yaml", "--shard", shard], capsys)
 
 
 def test_features_that_do_not_fit_the_batches_are_an_error(workplace):

@@ -6,7 +6,7 @@ from pathlib import Path
 from padim_bottle.commands.arguments import new_parser
 from padim_bottle.errors import run_command
 from padim_bottle.sweep.driver import sweep
-from padim_bottle.sweep.plan import SweepSettings, finished, plan, read_settings
+from padim_bottle.sweep.plan import SweepSettings, finished, in_shard, plan, read_settings
 
 DEFAULT_CONFIG = Path("configs/sweep.yaml")
 
@@ -34,6 +34,8 @@ def sweep_command(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--ray", metavar="ADDRESS", help="spread over a Ray cluster: auto, or the head node's host:port"
     )
+    parser.add_argument("--cache", metavar="FOLDER", help="folder where features wait for the other seeds")
+    parser.add_argument("--shard", metavar="2/5", help="do every fifth run only, from the second on; then compare.py")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and which of them are done")
     options = parser.parse_args(arguments)
 
@@ -43,17 +45,18 @@ def sweep_command(arguments: Sequence[str] | None = None) -> int:
         settings.seeds = options.seeds or settings.seeds
         settings.results = options.results or settings.results
         settings.ray.address = options.ray or settings.ray.address
+        settings.cache_folder = options.cache or settings.cache_folder
         if options.dry_run:
-            return _list_runs(settings)
-        return 1 if sweep(settings) else 0
+            return _list_runs(settings, options.shard)
+        return 1 if sweep(settings, options.shard) else 0
 
     return run_command(
         command, interrupted="interrupted: finished runs are kept, and the same command goes on from here"
     )
 
 
-def _list_runs(settings: SweepSettings) -> int:
-    runs = plan(settings)
+def _list_runs(settings: SweepSettings, shard: str | None) -> int:
+    runs = plan(settings) if shard is None else in_shard(plan(settings), shard)
     done = finished(runs)
     for run in runs:
         print(f"{'done ' if run in done else 'to do'}  {run.folder}")

@@ -15,11 +15,16 @@ from pathlib import Path
 from padim_bottle.errors import UserError
 from padim_bottle.files import write_whole
 from padim_bottle.sweep.group import Outcome, Run, train_group
-from padim_bottle.sweep.plan import SweepSettings, finished, in_groups, plan
+from padim_bottle.sweep.plan import SweepSettings, finished, in_groups, in_shard, plan
 
 
-def sweep(settings: SweepSettings) -> int:
+def sweep(settings: SweepSettings, shard: str | None = None) -> int:
     """Do what is not done yet, record what fails, and compare the experiments.
+
+    Args:
+        settings: of the whole sweep.
+        shard: which part of it is done here, see ``in_shard``; the experiments are then compared later, by
+            ``scripts/compare.py``.
 
     Returns:
         How many runs failed.
@@ -29,10 +34,11 @@ def sweep(settings: SweepSettings) -> int:
     """
     from filelock import FileLock, Timeout
 
-    planned = plan(settings)
-    root = planned[0].root
-    workplace = root / ".sweep"
-    lock = FileLock(root / ".sweep.lock", timeout=0)
+    planned = plan(settings) if shard is None else in_shard(plan(settings), shard)
+    root = Path(settings.results)
+    # Shards work side by side in one folder of results.
+    workplace = root / (".sweep" if shard is None else f".sweep.{shard.replace('/', '-of-')}")
+    lock = FileLock(workplace.with_name(f"{workplace.name}.lock"), timeout=0)
     try:
         root.mkdir(parents=True, exist_ok=True)
         held = lock.acquire()
@@ -50,7 +56,10 @@ def sweep(settings: SweepSettings) -> int:
             shutil.rmtree(workplace, ignore_errors=True)
         for failure in failures:
             print(f"failed: {failure.run}: {_in_a_line(failure.error)}", file=sys.stderr)
-        _compare(planned)
+        if shard is None:
+            _compare(planned)
+        else:
+            print(f"shard {shard} is done; when all are: python scripts/compare.py {root}/<experiment> ...")
     return len(failures)
 
 
@@ -75,7 +84,8 @@ def _work_off(groups: Sequence[Sequence[Run]], done: int, settings: SweepSetting
     ):
         bar = progress.add_task("runs", total=left)
         progress.console.print(f"{left} runs to do, {done} done already", highlight=False)
-        cache_folder = Path(settings.cache_folder) if settings.cache_folder else None
+        # Not the system's temporary folder, which may be in memory.
+        cache_folder = Path(settings.cache_folder) if settings.cache_folder else workplace
         if settings.ray.address:
             outcomes = train_on_ray(groups, settings.ray.num_cpus, settings.ray.num_gpus)
         else:

@@ -53,14 +53,14 @@ class Outcome:
 
 
 def train_group(
-    runs: Sequence[Run], workplace: Path, cache_folder: Path | None = None, results: Path | None = None
+    runs: Sequence[Run], workplace: Path, cache_folder: Path, results: Path | None = None
 ) -> Iterator[Outcome]:
     """Train and test runs that differ in their seeds alone, exactly as ``scripts/train.py`` does.
 
     Args:
         runs: of one experiment.
         workplace: Lightning's working folder.
-        cache_folder: where the backbone's features wait for the other seeds; ``None`` for a temporary folder.
+        cache_folder: where the backbone's features wait for the other seeds.
         results: write to this folder of all results instead of the runs' own.
 
     Yields:

@@ -84,6 +84,18 @@ def plan(settings: SweepSettings) -> list[Run]:
     return runs
 
 
+def in_shard(runs: Sequence[Run], shard: str) -> list[Run]:
+    """Return the runs of one of several processes that share a sweep: of ``2/5`` every fifth, from the second on.
+
+    Raises:
+        UserError: it is not written so.
+    """
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--shard {shard}: write the number of this one and how many there are, for example 2/5.")
+    return list(runs[int(match[1]) - 1 :: int(match[2])])
+
+
 def parse_seeds(seeds: Any) -> list[int]:
     """Return the seeds of ``0-9``, ``0,3,7``, ``0-4,10``, a number or a list of numbers, each once.
 
