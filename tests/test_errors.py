@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from padim_bottle.errors import UnavailableError, UserError, run_command
+from padim_bottle.errors import UnavailableError, UserError, explain_failure, in_a_line, run_command
 
 SCRIPTS = sorted((Path(__file__).parents[1] / "scripts").glob("*.py"))
 
@@ -43,7 +43,7 @@ def test_what_the_user_can_mend_is_one_line_and_2(error, line, capsys):
     [
         (ZeroDivisionError("division by zero"), "unexpected error: ZeroDivisionError: division by zero. "),
         (AssertionError(), "unexpected error: AssertionError. "),
-        (RuntimeError("first line\nlast line"), "unexpected error: RuntimeError: last line. "),
+        (RuntimeError("first line\nlast line"), "unexpected error: RuntimeError: first line last line. "),
     ],
 )
 def test_a_fault_of_the_program_is_70_never_a_verdict_and_its_traceback_is_in_a_file(
@@ -98,6 +98,40 @@ def test_a_reader_that_went_away_is_no_fault():
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 2
+
+
+def test_a_pipe_of_the_program_that_breaks_is_a_fault_and_is_said(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert run_command(raising(BrokenPipeError(32, "Broken pipe"))) == 70
+    assert "BrokenPipeError: [Errno 32] Broken pipe. " in capsys.readouterr().err
+
+
+def test_a_fault_while_a_refusal_is_handled_is_a_fault():
+    def fail(error):
+        try:
+            raise PermissionError(13, "Permission denied", "photo.png")
+        except PermissionError:
+            if isinstance(error, RuntimeError):
+                raise error from None
+            raise error  # noqa: B904 - as a fault in the handler
+
+    for error in (KeyError("name"), RuntimeError("from None")):
+        with pytest.raises(type(error)) as fault:
+            fail(error)
+        assert explain_failure(fault.value) is None
+    try:
+        try:
+            raise OSError(28, "No space left on device", "model.ckpt")
+        except OSError:
+            raise RuntimeError("PytorchStreamWriter failed writing file")  # noqa: B904 - as torch does
+    except RuntimeError as wrapped:
+        assert explain_failure(wrapped).startswith("No space left for model.ckpt")
+
+
+def test_an_error_in_a_line():
+    assert in_a_line(ValueError("one\n  two.\n")) == "one two"
+    assert in_a_line(AssertionError()) == "AssertionError"
+    assert in_a_line("a" * 300 + "b" * 300) == "a" * 200 + " ... " + "b" * 200
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

@@ -1,12 +1,15 @@
 """Errors for people, and how a command ends."""
 
+import contextlib
 import errno
 import os
 import re
+import select
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from typing import TextIO
 
 
 class UserError(Exception):
@@ -49,10 +52,6 @@ def run_command(command: Callable[[], int], *, interrupted: str = "interrupted")
     """
     try:
         return command()
-    except BrokenPipeError:
-        # Whoever read the lines has seen enough; Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return MISTAKE
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return INTERRUPTED
@@ -63,17 +62,44 @@ def run_command(command: Callable[[], int], *, interrupted: str = "interrupted")
         print(interrupted, file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and close_broken_streams():
+            return MISTAKE
         message = explain_failure(error)
         if message is not None:
             print(f"error: {message}", file=sys.stderr)
             return MISTAKE
-        print(f"unexpected error: {_last_line(error)} {_log(error)}", file=sys.stderr)
+        name, reason = type(error).__name__, in_a_line(error)
+        print(f"unexpected error: {name if reason == name else f'{name}: {reason}'}. {_log(error)}", file=sys.stderr)
         return UNEXPECTED
 
 
-def _last_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[-1]}." if lines else f"{type(error).__name__}."
+def in_a_line(error: object, longest: int = 400) -> str:
+    """Return what an error, or a text, says in one line without its last full stop.
+
+    Args:
+        error: one that says nothing is called by its type.
+        longest: characters; of a longer message the middle is left out.
+    """
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]} ... {text[-half:]}"
+
+
+def close_broken_streams() -> bool:
+    """Return whether a reader of standard output or error has gone; what is printed there from now on is dropped."""
+    broken = [stream for stream in (sys.stdout, sys.stderr) if _is_broken(stream)]
+    for stream in broken:
+        # Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return bool(broken)
+
+
+def _is_broken(stream: TextIO) -> bool:
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # it has no file, or the system no such question
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return bool(poll.poll(0))
+    return False
 
 
 def _log(error: BaseException) -> str:
@@ -104,7 +130,9 @@ def explain_failure(error: BaseException) -> str | None:
     while cause is not None:
         if message := _explain_machine(cause):
             return message
-        cause = cause.__cause__ or cause.__context__
+        # Libraries turn what the machine did into these. Any other error that an error's handler raises is its own.
+        wrapped = isinstance(cause, OSError | RuntimeError) and not cause.__suppress_context__
+        cause = cause.__cause__ or (cause.__context__ if wrapped else None)
     return None
 
 

@@ -1,9 +1,19 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
+import contextlib
+import glob
 import hashlib
 import os
+import shutil
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, Timeout
+
+# In the hidden folder of a folder that is being written: what is written, what it replaces, and who is alive.
+_NEW, _OLD, _LOCK = "new", "old", "lock"
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -37,3 +47,68 @@ def sha256(path: str | Path) -> str:
         OSError: it cannot be read.
     """
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path, *, keep: bool = False) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of ``folder`` when the block ends without an error.
+
+    It lies in a hidden folder beside that one. What killed processes left there is put in order first: an earlier
+    folder that had stepped aside for one that was whole, but not in its place yet, is replaced by that one.
+
+    Args:
+        folder: may be there, and is replaced then; its parent is made if missing.
+        keep: leave one that is there by then, as another process made it.
+
+    Raises:
+        OSError: it cannot be written; an earlier folder is untouched.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    settle_folder(folder)
+    hidden, lock = _locked_folder(folder)
+    try:
+        (hidden / _NEW).mkdir()
+        yield hidden / _NEW
+        if not keep:
+            with contextlib.suppress(FileNotFoundError):
+                folder.rename(hidden / _OLD)
+        try:
+            (hidden / _NEW).rename(folder)
+        except OSError:
+            if not (keep and folder.exists()):
+                raise
+    finally:
+        lock.release()
+        _settle(hidden, folder)
+
+
+def settle_folder(folder: Path) -> None:
+    """Finish, or take back, what processes that were killed in ``whole_folder`` had begun."""
+    for hidden in folder.parent.glob(f".{glob.escape(folder.name)}.partial-*"):
+        lock = FileLock(hidden / _LOCK)
+        # Else it is being written, or another process clears it away.
+        with contextlib.suppress(Timeout, OSError), lock.acquire(timeout=0):
+            _settle(hidden, folder)
+
+
+def _settle(hidden: Path, folder: Path) -> None:
+    if (hidden / _OLD).exists():  # so the new one is whole
+        for name in (_NEW, _OLD):
+            with contextlib.suppress(OSError):
+                if not folder.exists():
+                    (hidden / name).rename(folder)
+        if not folder.exists():
+            return
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _locked_folder(folder: Path) -> tuple[Path, BaseFileLock]:
+    """Return a new hidden folder beside one, and the lock in it that says that its process is alive."""
+    while True:
+        hidden = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.partial-"))
+        lock = FileLock(hidden / _LOCK)
+        with contextlib.suppress(Timeout, FileNotFoundError):
+            lock.acquire(timeout=0)
+            if (hidden / _LOCK).exists():
+                return hidden, lock
+        lock.release()  # another process took it for an abandoned one before it was locked

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from padim_bottle.data.layout import CATEGORIES, verify_category
-from padim_bottle.errors import UnavailableError, UserError
+from padim_bottle.errors import UnavailableError, UserError, in_a_line
 
 logger = logging.getLogger(__name__)
 
@@ -208,5 +208,4 @@ def _reason(error: Exception) -> str:
         return _reason(cause)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return in_a_line(error)

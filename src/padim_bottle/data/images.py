@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from padim_bottle.errors import UserError
+from padim_bottle.errors import UserError, in_a_line
 
 Image.init()
 FORMATS = tuple(
@@ -103,7 +103,7 @@ def _refusal(path: str | Path, error: Exception) -> UserError:
     if isinstance(error, OSError) and error.errno is not None:  # the file system's, not the decoder's
         return UserError(f"Cannot read the image {path}: {error.strerror}. Check path and permissions.")
     unknown = isinstance(error, UnidentifiedImageError)
-    reason = "it is of no known image format" if unknown else " ".join(str(error).split())
+    reason = "it is of no known image format" if unknown else in_a_line(error)
     return UserError(
         f"Cannot decode the image {path}: {reason}. The file is truncated or no image: copy or download it again, or "
         "remove it."

@@ -7,7 +7,6 @@ and a defect is painted over it, so a defect's mask is exact: outside it, the pi
 The pictures only look like MVTec AD: they say whether the code works, never how well a model does.
 """
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from scipy.ndimage import gaussian_filter
 from padim_bottle.data.dataset import check_at_least
 from padim_bottle.data.mvtec import MVTecAD
 from padim_bottle.errors import UserError
+from padim_bottle.files import whole_folder
 
 Floats = NDArray[np.floating[Any]]
 Picture = NDArray[np.uint8]
@@ -133,19 +133,12 @@ def write_bottles(
     description += "".join(f"{name}: {value}\n" for name, value in parameters.items())
     target = Path(root) / category
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as unfinished:
-            folder = Path(unfinished) / target.name
+        with whole_folder(target, keep=True) as folder:
             for folder_id, (name, count) in enumerate(counts.items()):
                 for index in range(count):
                     rng = np.random.default_rng(np.random.SeedSequence([seed, folder_id, index]))
                     _write_picture(folder, name, index, rng, size)
             (folder / "SYNTHETIC.txt").write_text(description, encoding="utf-8")
-            try:
-                folder.rename(target)
-            except OSError:
-                if not target.exists():  # else another process was faster
-                    raise
     marker = target / "SYNTHETIC.txt"
     if not marker.is_file() or marker.read_text(encoding="utf-8") != description:
         raise UserError(

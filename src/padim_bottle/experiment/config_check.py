@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from padim_bottle.errors import UserError
+from padim_bottle.errors import UserError, in_a_line
 
 
 def check_config(path: Path) -> None:
@@ -24,9 +24,9 @@ def check_config(path: Path) -> None:
         raise UserError(f"{path}: it is no text in UTF-8 (byte {error.start}).") from error
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise UserError(f"{path}: {line}{' '.join(str(error.problem or error.context).split())}.") from error
+        raise UserError(f"{path}: {line}{in_a_line(error.problem or error.context)}.") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}.") from error
+        raise UserError(f"{path}: {in_a_line(error)}.") from error
     if not isinstance(settings, dict):
         raise UserError(f"{path}: it holds no settings ('key: value').")
 
@@ -45,7 +45,7 @@ def read_structured(path: Path, kind: type) -> Any:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.load(path)))
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         key = getattr(error, "full_key", None)
-        message = " ".join(str(error).splitlines()[0].split())
+        message = in_a_line(str(error).splitlines()[0])
         raise UserError(f"{path}: {f'{key}: ' if key else ''}{message}") from error
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from padim_bottle.console import quiet_imports
-from padim_bottle.errors import UserError
+from padim_bottle.errors import UserError, in_a_line
 
 if TYPE_CHECKING:
     from padim_bottle.experiment.cli import ExperimentCLI
@@ -93,7 +93,7 @@ def run(experiment: "ExperimentCLI") -> None:
         experiment.datamodule.setup()
     # What anomalib's data modules raise for files that are not there or do not belong together.
     except (FileNotFoundError, NotADirectoryError, ValueError, RuntimeError, MisMatchError) as error:
-        raise UserError(f"data: {' '.join(str(error).split())}") from error
+        raise UserError(f"data: {in_a_line(error)}.") from error
     engine = experiment.engine
     for attempt in range(_ATTEMPTS):
         try:
@@ -107,4 +107,4 @@ def run(experiment: "ExperimentCLI") -> None:
         except (ValueError, MisconfigurationException) as error:
             if engine._trainer is not None:
                 raise
-            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+            raise UserError(f"trainer: {in_a_line(error)}.") from error

@@ -7,7 +7,6 @@ which can run anything, and ``model.ckpt`` is read as tensors and plain data alr
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from padim_bottle.errors import UserError
+from padim_bottle.files import whole_folder
 from padim_bottle.predict.card import MODEL_FILES, describe_padim, write_card
 
 OPSET = 18
@@ -82,25 +82,21 @@ def export(
     for model_format in formats:
         name = model_format if precision == "float32" else f"{model_format}_{precision}"
         folders[name] = folder = output / name
-        partial = output / f".{name}.partial-{os.getpid()}"
         try:
-            partial.mkdir(parents=True)
-            padim = load_padim(checkpoint_path)
-            if precision != "float32":
-                _refit_to_export(padim, checkpoint_path, precision, photos, partial)
-            card = describe_padim(padim, read_metrics(checkpoint_path.parent))
-            if model_format == "onnx":
-                _tidy_onnx(trace(padim, partial), partial / MODEL_FILES["onnx"])
-            else:
-                _write_openvino(padim, precision, photos, partial)
-            shutil.rmtree(partial / _TRACED)
-            settings = {"precision": precision, "openvino_settings": settings_for(precision)}
-            write_card(partial, model_format, {**card, **settings})
-            _put_in_place(partial, folder)
+            with whole_folder(folder) as partial:
+                padim = load_padim(checkpoint_path)
+                if precision != "float32":
+                    _refit_to_export(padim, checkpoint_path, precision, photos, partial)
+                card = describe_padim(padim, read_metrics(checkpoint_path.parent))
+                if model_format == "onnx":
+                    _tidy_onnx(trace(padim, partial), partial / MODEL_FILES["onnx"])
+                else:
+                    _write_openvino(padim, precision, photos, partial)
+                shutil.rmtree(partial / _TRACED)
+                settings = {"precision": precision, "openvino_settings": settings_for(precision)}
+                write_card(partial, model_format, {**card, **settings})
         except OSError as error:
             raise UserError(f"Cannot write the exported model to {folder}: {error}.") from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         print(f"{folder}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB", flush=True)
     return folders
 
@@ -150,11 +146,3 @@ def _tidy_onnx(source: Path, target: Path) -> None:
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del part.metadata_props[:]
     onnx.save(model, target)
-
-
-def _put_in_place(partial: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional
 from torchvision.tv_tensors import Mask
 
 from padim_bottle.data.images import read_mask
-from padim_bottle.errors import UserError
+from padim_bottle.errors import UserError, in_a_line
 from padim_bottle.evaluation.metrics import GOOD, Predictions, Thresholds, evaluate
 from padim_bottle.predict.judge import find_photos, judge
 from padim_bottle.predict.predictor import ImagePrediction, Predictor, load_predictor, read_metrics
@@ -84,8 +84,7 @@ def _datamodule(run: Path, remedy: str) -> Any:
         datamodule.prepare_data()
         datamodule.setup()
     except (OSError, KeyError, TypeError, ValueError, ArgumentError, yaml.YAMLError, UserError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"The images of {run} cannot be found ({reason}): {remedy}.") from error
+        raise UserError(f"The images of {run} cannot be found ({in_a_line(error)}): {remedy}.") from error
     return datamodule
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import timm
 import torch
 
-from padim_bottle.errors import UnavailableError, UserError
+from padim_bottle.errors import UnavailableError, UserError, in_a_line
 
 # Table I of the PaDiM paper (Defard et al. 2021): R18-Rd100 and WR50-Rd550.
 PAPER_N_FEATURES = {"resnet18": 100, "wide_resnet50_2": 550}
@@ -224,9 +224,8 @@ def _download(name: str, roots: Sequence[Path]) -> Path:
     except Exception as error:
         # huggingface_hub raises a dozen kinds of errors here; for the user they are one.
         looked = " or ".join(str(root / name) for root in roots)
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnavailableError(
             f"No weights for {name}: no folder {looked}, and the Hugging Face hub ({repository}) did not "
-            f"answer ({reason}). Either connect to the internet and run again, or put config.json and "
+            f"answer ({in_a_line(error)}). Either connect to the internet and run again, or put config.json and "
             f"model.safetensors into {roots[-1] / name} (PADIM_WEIGHTS_DIR names another place)."
         ) from error

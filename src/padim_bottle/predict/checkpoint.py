@@ -15,7 +15,7 @@ import timm
 import torch
 from anomalib.utils.serialization import anomalib_safe_globals
 
-from padim_bottle.errors import UserError
+from padim_bottle.errors import UserError, in_a_line
 from padim_bottle.model.backbone import LOCAL_PREFIX
 from padim_bottle.model.padim import Padim
 
@@ -93,8 +93,9 @@ def build_padim(checkpoint: dict[str, Any], source: Path) -> Padim:
     except UserError as error:
         raise UserError(f"Cannot load the model {source}: {error}") from error
     except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"Cannot load the model {source}: its content does not fit together ({reason}).") from error
+        raise UserError(
+            f"Cannot load the model {source}: its content does not fit together ({in_a_line(error)})."
+        ) from error
     return padim.eval()
 
 

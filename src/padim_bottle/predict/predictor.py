@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from padim_bottle.errors import UserError
+from padim_bottle.errors import UserError, in_a_line
 from padim_bottle.predict.card import CARD, MODEL_FILES, describe_padim, read_card
 from padim_bottle.predict.photo_resize import resize_photo
 from padim_bottle.predict.verdict import ImageRule, raw_scores
@@ -185,7 +185,7 @@ def _load_onnx(folder: Path, card: dict[str, Any], threads: int | None) -> Run:
     try:
         session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise UserError(f"ONNX Runtime cannot load {file}: {_last_line(error)}.") from error
+        raise UserError(f"ONNX Runtime cannot load {file}: {in_a_line(error)}.") from error
     names = [output.name for output in session.get_outputs()]
     return lambda photos: dict(zip(names, session.run(names, {card["input"]["name"]: photos}), strict=True))
 
@@ -201,7 +201,7 @@ def _load_openvino(folder: Path, card: dict[str, Any], threads: int | None) -> R
     try:
         compiled = ov.Core().compile_model(file, "CPU", settings)
     except Exception as error:
-        raise UserError(f"OpenVINO cannot load {file}: {_last_line(error)}.") from error
+        raise UserError(f"OpenVINO cannot load {file}: {in_a_line(error)}.") from error
     names = [output.any_name for output in compiled.outputs]
 
     def run(photos: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
@@ -221,8 +221,3 @@ def _require(package: str, name: str) -> Any:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].rstrip(".") if lines else type(error).__name__

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from padim_bottle.errors import UserError
+from padim_bottle.errors import UserError, in_a_line
 from padim_bottle.evaluation.curves import trace_curve
 from padim_bottle.evaluation.metrics import confusion_matrix
 
@@ -157,7 +157,7 @@ def _read_or_report(folder: Path, problems: list[str]) -> dict[str, Any] | None:
     except (TypeError, AttributeError) as error:
         problems.append(f"{_title(folder)}: metrics.json or predictions.csv has another layout ({error})")
     except (OSError, ValueError) as error:
-        problems.append(f"{_title(folder)}: {' '.join(str(error).split())}")
+        problems.append(f"{_title(folder)}: {in_a_line(error)}")
     return None
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from padim_bottle.errors import UserError
+from padim_bottle.errors import UserError, in_a_line
 from padim_bottle.runs.environment import code_digest
 from padim_bottle.runs.folder import partial_folder, publish
 from padim_bottle.sweep.group import Outcome, Run, train_group
@@ -57,7 +57,7 @@ def connected(address: str, num_cpus: float, num_gpus: float) -> Iterator[None]:
     try:
         ray.init(address, runtime_env={"env_vars": variables}, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise UserError(f"--ray {address}: no Ray cluster answers there ({_first_line(error)}).") from error
+        raise UserError(f"--ray {address}: no Ray cluster answers there ({in_a_line(error)}).") from error
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if not any(node.get("CPU", 0) >= num_cpus and node.get("GPU", 0) >= num_gpus for node in nodes):
@@ -100,7 +100,7 @@ def train_on_ray(groups: Sequence[Sequence[Run]], num_cpus: float, num_gpus: flo
             if attempt < ATTEMPTS:
                 waiting[send(runs)] = (runs, attempt + 1)
             else:
-                text = f"given up after {ATTEMPTS} attempts: {_first_line(error)}"
+                text = f"given up after {ATTEMPTS} attempts: {in_a_line(error)}"
                 yield from (Outcome(run, 0, text) for run in runs)
         else:
             run = next(run for run in runs if run.seed == parcel.outcome.run.seed)
@@ -148,7 +148,3 @@ def _check_reachable(address: str) -> None:
         raise UserError(f"--ray {address}: name a host and port, for example 10.0.0.1:6379, or auto.") from error
     except (OSError, OverflowError) as error:
         raise UserError(f"--ray: no Ray cluster at {address}: {error}.") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

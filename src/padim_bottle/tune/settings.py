@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from padim_bottle.errors import UserError
+from padim_bottle.errors import UserError, in_a_line
 from padim_bottle.experiment.config_check import read_structured
 from padim_bottle.experiment.variants import Variant, spell_argument, variants_of
 
@@ -78,7 +78,7 @@ def read_grid(arguments: Sequence[str]) -> dict[str, list[Any]]:
         try:
             values = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise UserError(f"--grid {argument}: {' '.join(str(error).split())}.") from error
+            raise UserError(f"--grid {argument}: {in_a_line(error)}.") from error
         if not isinstance(values, list) or not values:
             raise UserError(f"--grid {argument}: give a list of values, as in {PREFIX}support=[0, 0.5, 1].")
         if not key.startswith(PREFIX):
