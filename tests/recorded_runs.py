@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from padim_bottle.evaluation.metrics import Predictions, Thresholds, evaluate, predictions_table
-from padim_bottle.model.calibration import conformal_threshold, p_value
+from padim_bottle.model.rule import Rule
 from padim_bottle.report.panels import HeatmapScale, draw_panels, write_strip
 from padim_bottle.runs.finished import DATA_FILE, save_data, strip_path
 
@@ -40,12 +39,13 @@ def write_run(
     predictions = Predictions(
         [f"/data/test/{name}/{i:03}.png" for i, name in enumerate(names)], names, labels, scores, maps, masks
     )
-    calibration = torch.from_numpy(rng.gamma(4, 1.2, training).astype(np.float32) + 1).sort().values
-    image = conformal_threshold(calibration, alpha).item() if training else None
+    calibration = np.sort(rng.gamma(4, 1.2, training).astype(np.float32) + 1)
+    rule = Rule.calibrated(calibration, alpha) if training else None
+    image = rule.threshold if training else None
     pixel = 6.0 if training else None
     source = f"leave-one-out scores of the training images, alpha = {alpha:g}" if training else "none"
     thresholds = Thresholds(image, pixel, source)
-    p_values = p_value(torch.from_numpy(scores).float(), calibration).numpy() if training else None
+    p_values = rule.p_values(scores) if training else None
     metrics = {
         "experiment": experiment,
         "seed": seed,
@@ -100,14 +100,14 @@ def write_run(
 def add_training_photos(folder: Path, copies: list[list[str]] = (), parts: bool = False) -> Path:
     """Add what a run records of its training photos; their scores are those of the calibration."""
     metrics = json.loads((folder / "metrics.json").read_text())
-    scores = torch.tensor(metrics["calibration"]["scores"])
+    scores = metrics["calibration"]["scores"]
     names = [f"{i:03}.png" for i in range(len(scores))]
     table = pd.DataFrame(
         {
             "image_path": [f"/photos/{name}" for name in names],
             "part": [i // 2 if parts else i for i in range(len(names))],
-            "score": scores.double(),
-            "p_value": p_value(scores, scores).double() - 1 / (len(scores) + 1),
+            "score": scores,
+            "p_value": Rule.calibrated(scores, 0.5).p_values_of_calibration(scores),
         }
     )
     table.sample(frac=1, random_state=0).to_csv(folder / "training_photos.csv", index=False)

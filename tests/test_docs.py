@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from padim_bottle.model.calibration import false_alarm_range
+from padim_bottle.model.rule import false_alarm_range
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

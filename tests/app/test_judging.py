@@ -11,15 +11,15 @@ import pytest
 from padim_bottle.app.judging import SHOWN_SIDE, Answer, Model, load_models
 from padim_bottle.commands.predict import predict_command
 from padim_bottle.data.images import read_image
+from padim_bottle.model.rule import Rule
 from padim_bottle.predict.heatmaps import draw
 from padim_bottle.predict.predictor import ImagePrediction
-from padim_bottle.predict.verdict import ImageRule
 
 CALIBRATION = np.linspace(1, 2, 19)
 
 
 def answer(score, calibration=CALIBRATION):
-    rule = ImageRule(1.9, None, calibration)
+    rule = Rule(1.9, None, calibration)
     blank = np.zeros((4, 4), dtype=np.float32)
     prediction = ImagePrediction(score, score, rule.p_value(score), rule.anomalous(score), blank, blank > 0)
     return Answer("a model", rule, prediction, np.zeros((4, 4, 3), dtype=np.uint8))
@@ -67,7 +67,7 @@ def test_the_heatmap_is_predicts_on_a_photo_no_larger_than_is_shown():
 @pytest.mark.parametrize("score", [0.5, 1.5, 1.96, 2.5])
 def test_another_rate_is_judged_by_the_models_rule(score):
     for alpha in (0.05, 0.1, 0.3, 0.5):
-        rule = ImageRule(1.9, None, CALIBRATION).at(alpha)
+        rule = Rule(1.9, None, CALIBRATION).at(alpha)
         verdict = answer(score).at(alpha)
         assert (verdict.anomalous, verdict.threshold) == (rule.anomalous(score), rule.threshold)
         assert verdict.anomalous == (answer(score).prediction.p_value <= alpha + 1e-9)

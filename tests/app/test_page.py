@@ -8,8 +8,8 @@ from PIL import Image
 
 from padim_bottle.app.judging import Answer
 from padim_bottle.errors import UserError
+from padim_bottle.model.rule import Rule
 from padim_bottle.predict.predictor import ImagePrediction
-from padim_bottle.predict.verdict import ImageRule
 
 gr = pytest.importorskip("gradio", reason='needs Gradio: pip install -e ".[app]"')
 
@@ -29,7 +29,7 @@ class Stub:
 
     def judge(self, photo):
         self.asked += 1
-        rule = ImageRule(90.0, None, np.arange(1.0, 100.0))
+        rule = Rule(90.0, None, np.arange(1.0, 100.0))
         score, blank = float(photo.max()), np.zeros((4, 4), dtype=np.float32)
         prediction = ImagePrediction(score, score, rule.p_value(score), rule.anomalous(score), blank, blank > 0)
         return Answer(self.name, rule, prediction, photo)

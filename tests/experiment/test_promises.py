@@ -8,7 +8,7 @@ from scipy import stats
 from torchvision.transforms.v2.functional import normalize, pil_to_tensor, resize
 
 from padim_bottle import Padim
-from padim_bottle.model.calibration import conformal_threshold
+from padim_bottle.model.rule import Rule
 
 pytestmark = [pytest.mark.real_data, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -72,7 +72,7 @@ def test_new_bottles_raise_false_alarms_as_often_as_promised(real_bottles, padim
     for fold, new in enumerate(order.tensor_split(10)):
         model = padim(seed=fold, grids=grids)
         calibration = bottles.fit(model, order[~torch.isin(order, new)])
-        alarms += int((bottles.scores(model, new) >= conformal_threshold(calibration.scores, alpha)).sum())
+        alarms += int((bottles.scores(model, new) >= Rule.calibrated(calibration.scores, alpha).threshold).sum())
     record_property("false_alarms", alarms)
     low, high = stats.binom(len(order), alpha).interval(0.99)
     assert low <= alarms <= high

@@ -1,4 +1,3 @@
-import logging
 import math
 
 import numpy as np
@@ -9,16 +8,14 @@ from scipy import stats
 from padim_bottle.errors import UserError
 from padim_bottle.model.calibration import (
     calibrate,
-    conformal_threshold,
-    false_alarm_range,
     leave_part_out_distances,
     leave_part_out_z,
-    p_value,
     position_statistics,
 )
 from padim_bottle.model.gaussian import COVARIANCE_EPSILON, PatchGaussians
 from padim_bottle.model.parts import Parts
 from padim_bottle.model.post_processor import CalibratedPostProcessor
+from padim_bottle.model.rule import Rule, threshold_rank
 
 
 def each(count):
@@ -152,48 +149,6 @@ def test_pixel_threshold_is_the_quantile_of_all_pixels(batch_size, caplog):
     assert not caplog.text
 
 
-@pytest.mark.parametrize(
-    ("count", "alpha"),
-    [(19, 0.05), (20, 0.05), (99, 0.01), (100, 0.01), (100, 0.05), (209, 0.01), (209, 0.05), (209, 0.1), (20, 0.5)],
-)
-def test_threshold_and_p_value_say_the_same(count, alpha):
-    scores = torch.rand(count, generator=torch.Generator().manual_seed(count))
-    threshold = conformal_threshold(scores, alpha)
-    ordered = scores.sort().values
-    candidates = torch.cat([ordered, (ordered[1:] + ordered[:-1]) / 2, torch.tensor([-1.0, 2.0])])
-    p = p_value(candidates, ordered)
-    # In exact arithmetic p <= alpha; the slack is for alpha (N + 1) being whole but not so in floating point.
-    assert torch.equal(candidates >= threshold, p <= alpha + 1e-6)
-    # And the threshold is the one that the definition names.
-    rank = next(k for k in range(count + 1) if k >= (count + 1) * (1 - alpha) - 1e-9)
-    assert ordered[rank - 1] < threshold <= math.nextafter(ordered[rank - 1].item(), math.inf) + 1e-6
-
-
-def test_p_value_counts_scores_at_least_as_high():
-    calibration = torch.tensor([1.0, 2.0, 2.0, 3.0])
-    p = p_value(torch.tensor([0.5, 1.0, 2.0, 2.5, 3.0, 4.0]), calibration)
-    torch.testing.assert_close(p, torch.tensor([5, 5, 4, 2, 2, 1]) / 5)
-
-
-def test_too_few_images_for_alpha_warn_and_use_the_largest_score(caplog):
-    scores = torch.arange(10.0)
-    with caplog.at_level(logging.WARNING):
-        threshold = conformal_threshold(scores, alpha=0.05)
-    assert 9 < threshold < 9.001
-    assert "needs at least 19 training images, there are 10" in caplog.text
-    assert "rate of 0.0909" in caplog.text
-    caplog.clear()
-    # 19 is enough: the largest score of 19 is exceeded by one new image in 20.
-    conformal_threshold(torch.arange(19.0), alpha=0.05)
-    assert "needs at least" not in caplog.text
-    caplog.clear()
-    conformal_threshold(torch.arange(50.0), alpha=0.05)
-    assert "rests on the 2 largest scores" in caplog.text
-    caplog.clear()
-    conformal_threshold(torch.arange(100.0), alpha=0.05)
-    assert not caplog.text
-
-
 @pytest.mark.parametrize("alpha", [0.01, 0.05, 0.1])
 @pytest.mark.parametrize("position_calibration", [True, False])
 def test_false_alarm_rate_on_new_images_is_what_alpha_promises(alpha, position_calibration):
@@ -218,10 +173,10 @@ def test_false_alarm_rate_on_new_images_is_what_alpha_promises(alpha, position_c
         if position_calibration:
             maps = (maps - calibration.map_mean) / calibration.map_std
         scores = maps.flatten(1).amax(1)
-        false_alarms += int((scores >= conformal_threshold(calibration.scores, alpha)).sum())
+        false_alarms += int((scores >= Rule.calibrated(calibration.scores, alpha).threshold).sum())
         trials += new
         # Given its training set a threshold's rate is Beta distributed, so the count is beta-binomial.
-        rank = math.ceil((count + 1) * (1 - alpha) - 1e-9)
+        rank = threshold_rank(count, alpha)
         bounds += (
             stats.betabinom(new, count + 1 - rank, rank).mean(),
             stats.betabinom(new, count + 1 - rank, rank).var(),
@@ -255,11 +210,11 @@ def test_new_parts_raise_false_alarms_as_often_as_promised_if_parts_are_named(ph
         gaussians.factorize(slice(None))
         maps = gaussians.distance(photograph(new).flatten(0, 1)).unflatten(1, (4, 4))
         scores = ((maps - calibration.map_mean) / calibration.map_std).flatten(1).amax(1)
-        called = scores >= conformal_threshold(calibration.scores, alpha, warn=False)
+        called = scores >= Rule.calibrated(calibration.scores, alpha).threshold
         alarms += int(called.unflatten(0, (new, photos)).any(1).sum())
         alarms_of_single_photos += called.float().mean().item() / 5
     count = parts if said else parts * photos
-    rank = math.ceil((count + 1) * (1 - alpha) - 1e-9)
+    rank = threshold_rank(count, alpha)
     expected = stats.betabinom(new, count + 1 - rank, rank)
     low, high = (5 * expected.mean() + sign * 3 * math.sqrt(5 * expected.var()) for sign in (-1, 1))
     if photos == 1 or said:
@@ -267,15 +222,3 @@ def test_new_parts_raise_false_alarms_as_often_as_promised_if_parts_are_named(ph
         assert alarms_of_single_photos <= high / (5 * new)
     else:
         assert alarms > 0.3 * 5 * new  # what happens unnoticed: see copies
-
-
-@pytest.mark.parametrize(
-    ("count", "alpha", "low", "high"),
-    [(209, 0.05, 0.023, 0.080), (209, 0.01, 0.001, 0.026), (60, 0.05, 0.010, 0.115), (1000, 0.01, 0.005, 0.017)],
-)
-def test_the_rate_of_one_calibrated_model_lies_in_the_range_that_is_said(count, alpha, low, high):
-    assert false_alarm_range(count, alpha) == pytest.approx((low, high), abs=6e-4)
-    # The rate of a threshold at the r-th smallest of N uniform scores is the share above it.
-    rank = math.ceil((count + 1) * (1 - alpha) - 1e-9)
-    rates = 1 - np.sort(np.random.default_rng(0).random((4000, count)), axis=1)[:, rank - 1]
-    assert np.mean((rates >= low) & (rates <= high)) == pytest.approx(0.95, abs=0.02)

@@ -8,9 +8,9 @@ from typing import Any
 
 from padim_bottle.app.uploads import Picture, shrink
 from padim_bottle.errors import UserError
+from padim_bottle.model.rule import Rule
 from padim_bottle.predict.heatmaps import draw
 from padim_bottle.predict.predictor import ImagePrediction, Predictor, load_predictor
-from padim_bottle.predict.verdict import ImageRule
 
 SHOWN_SIDE = 768
 """Pixels of the larger side of what the page shows."""
@@ -43,7 +43,7 @@ class Answer:
     """
 
     model: str
-    rule: ImageRule
+    rule: Rule
     prediction: ImagePrediction
     heatmap: Picture
 

@@ -18,8 +18,8 @@ A part that was photographed k times must be left out whole, or its other photos
 
     d_i^2 = v_i^T (Q + Q ((r - 1) M^-1 - Q)^-1 Q) v_i,   v_i = e_i + 1 / r,   M^-1 = I - 1 1^T / N.
 
-The leave-one-out scores of M parts behave nearly like the score of a new part, so their
-``ceil((M + 1)(1 - alpha))``-th smallest is a threshold for a false-alarm rate of about alpha. This is the jackknife.
+The leave-one-out scores of M parts behave nearly like the score of a new part, so their order statistics are thresholds
+for a false-alarm rate of about alpha (see ``rule``). This is the jackknife.
 No finite-sample theorem covers it: Barber et al. (Annals of Statistics 2021) prove a rate of at most 2 alpha for the
 jackknife+, and nothing for the jackknife. In simulation it is near-exact and errs on the safe side (4.1 to 4.7 % at
 alpha = 5 %). A part counts once, with the largest score of its photos: then alpha is the rate of new parts of which
@@ -33,7 +33,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scipy import stats
 
 from padim_bottle.errors import UserError
 from padim_bottle.model.gaussian import COVARIANCE_EPSILON, precision_cholesky
@@ -241,71 +240,3 @@ def leave_part_out_z(maps: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, 
     variance = ((count - 1) * std.square() - squares - total.square() / rest) / (rest - 1)
     floor = max(1e-3 * std.median().item(), 1e-6)
     return (deviation + total / rest) / variance.clamp_min(floor**2).sqrt()
-
-
-def conformal_threshold(scores: torch.Tensor, alpha: float, *, warn: bool = True) -> torch.Tensor:
-    """Return the smallest float32 whose rule ``score >= threshold`` means ``p_value <= alpha``.
-
-    Args:
-        scores: (N,) leave-one-out scores of good parts.
-        alpha: wanted false-alarm rate, in (0, 1).
-        warn: say where there are too few scores for this alpha.
-
-    Returns:
-        The float after the ``ceil((N + 1)(1 - alpha))``-th smallest score. With fewer than ``1 / alpha - 1`` parts
-        that rank does not exist: the largest score is taken, which has a false-alarm rate of ``1 / (N + 1)``, and a
-        warning says so.
-    """
-    count = len(scores)
-    # The small slack keeps (N + 1)(1 - alpha), a whole number for many alphas, from being rounded up past it.
-    rank = math.ceil((count + 1) * (1 - alpha) - 1e-9)
-    if warn:
-        _warn_of_few(count, alpha, rank)
-    rank = min(rank, count)
-    kth = scores.sort().values[rank - 1]
-    return torch.nextafter(kth, torch.full_like(kth, torch.inf))
-
-
-def _warn_of_few(count: int, alpha: float, rank: int) -> None:
-    if rank > count:
-        logger.warning(
-            "alpha = %g needs at least %d training images, there are %d: the threshold is their largest score, a "
-            "false-alarm rate of %.3g.",
-            alpha, math.ceil(1 / alpha - 1e-9) - 1, count, 1 / (count + 1),
-        )  # fmt: skip
-    elif count * alpha < 5:
-        logger.warning(
-            "alpha = %g of %d training images rests on the %d largest scores: expect a rough threshold (more good "
-            "images or a larger alpha make it steadier).",
-            alpha, count, count - rank + 1,
-        )  # fmt: skip
-
-
-def false_alarm_range(count: int, alpha: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Return between what limits the false-alarm rate of one calibrated model lies, for it depends on its images.
-
-    With r the threshold's rank among N scores, a split-conformal threshold's rate has a Beta(N + 1 - r, r)
-    distribution over training sets (Vovk 2012; Angelopoulos and Bates 2023, section 3.2); the leave-one-out threshold
-    is near it in simulation.
-
-    Args:
-        count: N, the number of parts.
-        alpha: wanted false-alarm rate.
-        confidence: of the interval, with equal tails.
-    """
-    rank = min(math.ceil((count + 1) * (1 - alpha) - 1e-9), count)
-    tail = (1 - confidence) / 2
-    low, high = stats.beta.ppf([tail, 1 - tail], count + 1 - rank, rank)
-    return float(low), float(high)
-
-
-def p_value(score: torch.Tensor, calibration_scores: torch.Tensor) -> torch.Tensor:
-    """Return ``(1 + #{leave-one-out scores >= score}) / (N + 1)`` for each score.
-
-    Args:
-        score: any shape.
-        calibration_scores: (N,) sorted.
-    """
-    below = torch.searchsorted(calibration_scores, score.contiguous())
-    count = len(calibration_scores)
-    return (1 + count - below).float() / (count + 1)

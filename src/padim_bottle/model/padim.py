@@ -16,7 +16,6 @@ from torch import nn
 
 from padim_bottle.errors import UserError
 from padim_bottle.model import backbone as backbones
-from padim_bottle.model.calibration import Calibration
 from padim_bottle.model.copies import exact_copies, near_copies
 from padim_bottle.model.embedding import Reduction
 from padim_bottle.model.network import PadimModel
@@ -205,10 +204,10 @@ class Padim(AnomalibPadim):
         parts, copies = self._parts(paths)
         calibration = self.model.fit_and_calibrate(post_processor.pixel_quantile, parts)
         post_processor.calibrate(calibration)
-        p_values = _training_p_values(calibration, parts)
-        self.training_scores = TrainingScores(
-            paths, list(parts.names), calibration.image_scores.cpu(), p_values.cpu(), copies
-        )
+        scores = calibration.image_scores.cpu()
+        assert post_processor.rule is not None
+        p_values = torch.from_numpy(post_processor.rule.p_values_of_calibration(scores))
+        self.training_scores = TrainingScores(paths, list(parts.names), scores, p_values, copies)
         self.model.forget_embeddings()
 
     def leave_one_out_maps(self, images: Sequence[int]) -> torch.Tensor:
@@ -264,12 +263,3 @@ class Padim(AnomalibPadim):
         """Load a checkpoint of this class or of anomalib's ``Padim``; no ImageNet weights are looked for."""
         kwargs.setdefault("pre_trained", False)
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
-
-
-def _training_p_values(calibration: Calibration, parts: Parts) -> torch.Tensor:
-    """Return the share of parts that score at least as high as each image: its own part counts once."""
-    scores = calibration.image_scores
-    below = torch.searchsorted(calibration.scores, scores.contiguous())
-    as_high = len(parts) - below
-    # The own part's largest score is among those counted.
-    return as_high.float() / len(parts)

@@ -1,12 +1,17 @@
 """Anomalib's post-processor with thresholds that never saw a defect."""
 
+import logging
 from typing import Any
 
+import numpy as np
 import torch
 from anomalib.data import InferenceBatch
 from anomalib.post_processing import PostProcessor
 
-from padim_bottle.model.calibration import Calibration, conformal_threshold, p_value
+from padim_bottle.model.calibration import Calibration
+from padim_bottle.model.rule import Rule, why_rough
+
+logger = logging.getLogger(__name__)
 
 
 class CalibratedPostProcessor(PostProcessor):
@@ -46,21 +51,29 @@ class CalibratedPostProcessor(PostProcessor):
     def calibrate(self, calibration: Calibration) -> None:
         """Take thresholds and scales from the leave-one-out scores and pixels of the training images."""
         device = self._image_threshold.device
+        rule = Rule.calibrated(calibration.scores.cpu(), self.alpha)
+        if rough := why_rough(len(calibration.scores), self.alpha):
+            logger.warning(rough)
         self.calibration_scores = calibration.scores.to(device)
         self.calibration_map_means = calibration.map_means.to(device)
-        self._image_threshold = conformal_threshold(self.calibration_scores, self.alpha)
+        self._image_threshold = torch.tensor(rule.threshold, device=device)
         self._pixel_threshold = calibration.pixel_threshold.to(device)
-        self.image_scale = image_scale(self._image_threshold, self.calibration_scores)
-        self.pixel_scale = _scale(self._pixel_threshold, calibration.pixel_median.to(device))
+        self.image_scale = torch.tensor(rule.scale, device=device)
+        # Identical training images have no spread: what exceeds the threshold is then far above it.
+        self.pixel_scale = (calibration.pixel_threshold - calibration.pixel_median).clamp_min(1e-6).to(device)
         # anomalib's names for the range that was seen while fitting.
         self.image_min, self.image_max = (
             self.calibration_scores[0].clone(),
             self.calibration_scores[-1].clone(),
         )
 
-    def p_value(self, score: torch.Tensor) -> torch.Tensor:
-        """Return how often a good image scores at least this high, for raw scores of any shape."""
-        return p_value(score, self.calibration_scores.to(score.device))
+    @property
+    def rule(self) -> Rule | None:
+        """The rule for image scores; ``None`` before the calibration."""
+        if not len(self.calibration_scores):
+            return None
+        scores = self.calibration_scores.cpu().numpy().astype(np.float64)
+        return Rule(self.image_threshold.item(), self.image_scale.item(), scores)
 
     def _normalize_score(self, score: torch.Tensor) -> torch.Tensor:
         return _soft_normalize(score, self.image_threshold, self.image_scale)
@@ -97,17 +110,6 @@ class CalibratedPostProcessor(PostProcessor):
             value = state_dict.setdefault(prefix + name, torch.empty(0))
             setattr(self, name, torch.empty_like(value, device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def image_scale(threshold: torch.Tensor, calibration_scores: torch.Tensor) -> torch.Tensor:
-    """Return the scale by which image scores are normalised around a threshold."""
-    return _scale(threshold, calibration_scores.median())
-
-
-def _scale(threshold: torch.Tensor, typical: torch.Tensor) -> torch.Tensor:
-    scale = threshold - typical
-    # Identical training images have no spread: any score above the threshold is then far above it.
-    return torch.where(scale > 1e-6, scale, torch.full_like(scale, 1e-6))
 
 
 def _soft_normalize(score: torch.Tensor, threshold: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

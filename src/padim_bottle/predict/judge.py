@@ -63,10 +63,19 @@ def judge(
 
     readings = zip(photos, read_ahead(read, photos, 2 * batch_size), strict=True)
     while batch := list(islice(readings, batch_size)):
-        predictions = iter(
-            predictor.predict_prepared([photo for _, photo in batch if not isinstance(photo, UserError)])
-        )
-        yield from ((path, photo if isinstance(photo, UserError) else next(predictions)) for path, photo in batch)
+        whole = [(path, photo) for path, photo in batch if not isinstance(photo, UserError)]
+        outcomes = iter(_predict(predictor, whole))
+        yield from ((path, photo if isinstance(photo, UserError) else next(outcomes)) for path, photo in batch)
+
+
+def _predict(predictor: Predictor, photos: list[tuple[Path, NDArray[np.float32]]]) -> list[ImagePrediction | UserError]:
+    """Predict prepared photos; one without a verdict takes none from the others, and its error names it."""
+    try:
+        return list(predictor.predict_prepared([photo for _, photo in photos]))
+    except UserError as error:
+        if len(photos) == 1:
+            return [UserError(f"{photos[0][0]}: {error}")]
+        return [outcome for photo in photos for outcome in _predict(predictor, [photo])]
 
 
 def read_ahead(read: Callable[[Path], Any], photos: Sequence[Path], ahead: int) -> Iterator[Any]:

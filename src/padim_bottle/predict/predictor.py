@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from padim_bottle.errors import UserError, in_a_line
+from padim_bottle.model.rule import Rule, raw_scores
 from padim_bottle.predict.card import CARD, MODEL_FILES, describe_padim, read_card
 from padim_bottle.predict.photo_resize import resize_photo
-from padim_bottle.predict.verdict import ImageRule, raw_scores
 
 # From photos (B, 3, H, W), RGB float32 in [0, 1], to anomalib's outputs by name, and to raw_score where it is at hand.
 Run = Callable[[NDArray[np.float32]], dict[str, NDArray[Any]]]
@@ -62,7 +62,7 @@ class Predictor:
         self.card = card
         self._run = run
         self.size = card["input"]["model_size"]
-        self._trained = ImageRule.of(card)
+        self._trained = Rule.of_card(card)
         self.rule = self._trained if alpha is None else self._trained.at(alpha)
 
     def prepare(self, photo: NDArray[np.uint8]) -> NDArray[np.float32]:

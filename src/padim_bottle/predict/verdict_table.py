@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 from padim_bottle.errors import UserError
 
 if TYPE_CHECKING:
+    from padim_bottle.model.rule import Rule
     from padim_bottle.predict.drift import DriftMonitor
     from padim_bottle.predict.predictor import ImagePrediction, Predictor
-    from padim_bottle.predict.verdict import ImageRule
 
 FIELDS = ("path", "score", "normalised_score", "p_value", "verdict", "threshold", "map_mean", "drift", "error")
 
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 def verdict_row(
-    rule: ImageRule, path: Path, outcome: ImagePrediction | UserError, monitor: DriftMonitor | None = None
+    rule: Rule, path: Path, outcome: ImagePrediction | UserError, monitor: DriftMonitor | None = None
 ) -> Row:
     """Return what is said about a photo, by the names of ``FIELDS``; those that say nothing are left out.
 
@@ -52,13 +52,11 @@ def verdict_row(
 
 def judge_together(rows: Iterable[Row], rate: float) -> list[Row]:
     """Return the rows of a batch with the verdicts that a false discovery rate gives, see ``discoveries``."""
-    import numpy as np
-
-    from padim_bottle.predict.verdict import discoveries
+    from padim_bottle.model.rule import discoveries
 
     rows = list(rows)
     judged = [row for row in rows if "error" not in row]
-    found: Any = discoveries(np.array([row["p_value"] for row in judged]), rate) if judged else []
+    found: Any = discoveries([row["p_value"] for row in judged], rate) if judged else []
     for row, anomalous in zip(judged, found, strict=True):
         row["verdict"] = "anomalous" if anomalous else "good"
         del row["threshold"]  # there is none: what is anomalous depends on the others

@@ -14,7 +14,7 @@ from PIL import Image
 
 from padim_bottle.errors import UserError
 from padim_bottle.files import write_whole
-from padim_bottle.model.calibration import false_alarm_range
+from padim_bottle.model.rule import false_alarm_range
 from padim_bottle.report.gallery import RunFigure, draw_figures, save_figures
 from padim_bottle.report.html import (
     COLUMNS,

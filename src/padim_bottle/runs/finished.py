@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 
 from padim_bottle.errors import UserError
 from padim_bottle.evaluation.curves import FPR_LIMIT, Curve, region_weights, trace_curve
 from padim_bottle.evaluation.metrics import GOOD, Predictions, confusion_matrix
-from padim_bottle.model.calibration import conformal_threshold
+from padim_bottle.model.rule import Rule, fewest_scores
 from padim_bottle.runs.folder import picture_path
 
 ALPHAS = (0.01, 0.05, 0.10)
@@ -225,17 +224,16 @@ def reference_thresholds(run: RecordedRun) -> tuple[list[Reference], list[str]]:
     """
     found, reasons = [], []
     own = run.threshold
-    scores = torch.from_numpy(np.ascontiguousarray(run.calibration_scores))
+    scores = run.calibration_scores
     for alpha in ALPHAS if len(scores) else ():
-        needed = round(1 / alpha) - 1
+        needed = fewest_scores(alpha)
         if len(scores) < needed:
             reasons.append(
                 f"{spell_alpha(alpha)} is not shown: it needs at least {needed} training images, and there are "
                 f"{len(scores)}."
             )
             continue
-        # This threshold is one to look at, not the run's: no warning.
-        value = conformal_threshold(scores, alpha, warn=False).item()
+        value = Rule.calibrated(scores, alpha).threshold
         above = int((scores >= value).sum())
         note = f"{above} of {len(scores)} training images, each left out in turn, score above it"
         if above < 5:

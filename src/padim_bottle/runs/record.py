@@ -13,7 +13,7 @@ from lightning import LightningModule
 
 from padim_bottle.evaluation.metrics import Thresholds
 from padim_bottle.model.backbone import LOCAL_PREFIX, Weights, locate_weights
-from padim_bottle.model.calibration import false_alarm_range
+from padim_bottle.model.rule import false_alarm_range
 
 
 def run_seed(pl_module: LightningModule) -> int | None:

@@ -371,10 +371,8 @@ def dump_config(parser: ArgumentParser, config: Namespace) -> str:
 
 
 def _p_values(pl_module: LightningModule, scores: torch.Tensor) -> np.ndarray | None:
-    calibration_scores = getattr(pl_module.post_processor, "calibration_scores", None)
-    if calibration_scores is None or not len(calibration_scores):
-        return None
-    return pl_module.post_processor.p_value(scores.to(calibration_scores.device)).cpu().numpy()
+    rule = getattr(pl_module.post_processor, "rule", None)
+    return None if rule is None else rule.p_values(scores.cpu().numpy())
 
 
 def _to_numpy(values: torch.Tensor | None) -> np.ndarray:

@@ -1,0 +1,205 @@
+"""From an image score to its p-value and its verdict. Numbers alone: nothing here needs torch.
+
+The scores of N good parts, each left out of the model that scores it, behave nearly like the score of a new good part
+(see ``calibration``). So the share of them that is at least as high as a new score is a p-value, and their
+``ceil((N + 1)(1 - alpha))``-th smallest is a threshold for a false-alarm rate of about alpha.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import betaincinv
+
+from padim_bottle.errors import UserError
+
+# (N + 1)(1 - alpha) is a whole number for many alphas: rounding must not carry it past that number.
+_SLACK = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """How a model judges image scores. With a calibration it is exact for any false-alarm rate, also after training.
+
+    Attributes:
+        threshold: of raw scores.
+        scale: distances to the threshold are divided by it when scores are normalised; ``None`` where they are not.
+        calibration: (N,) ascending leave-one-out scores of good parts; ``None`` for a model without calibration.
+    """
+
+    threshold: float
+    scale: float | None
+    calibration: NDArray[np.float64] | None
+
+    @classmethod
+    def calibrated(cls, scores: ArrayLike, alpha: float) -> "Rule":
+        """Return the rule ``p_value <= alpha`` for leave-one-out scores of N good parts.
+
+        Its threshold is the float32 after the ``threshold_rank``-th smallest score. With fewer than
+        ``fewest_scores(alpha)`` scores that rank does not exist: then it is the one after the largest score, which
+        has a false-alarm rate of ``1 / (N + 1)``.
+
+        Args:
+            scores: (N,) in any order.
+            alpha: wanted false-alarm rate, in (0, 1).
+
+        Raises:
+            UserError: there is no score, or one is not finite.
+        """
+        ordered = np.sort(np.asarray(scores, dtype=np.float64))
+        if not len(ordered) or not np.isfinite(ordered).all():
+            raise UserError(
+                f"{np.isfinite(ordered).sum()} of {len(ordered)} leave-one-out scores of the training photos are "
+                "finite numbers: no threshold can be taken from them. Check the photos and the weights."
+            )
+        highest_good = ordered[min(threshold_rank(len(ordered), alpha), len(ordered)) - 1]
+        threshold = np.nextafter(np.float32(highest_good), np.float32(np.inf))
+        # The lower median. Equal scores have no spread: what exceeds the threshold is then far above it.
+        scale = max(float(threshold - np.float32(ordered[(len(ordered) - 1) // 2])), 1e-6)
+        return cls(float(threshold), scale, ordered)
+
+    @classmethod
+    def of_card(cls, card: dict[str, Any]) -> "Rule":
+        """Return the rule that a model's card describes."""
+        calibration = card["calibration"] and np.sort(np.array(card["calibration"]["scores"], dtype=np.float64))
+        return cls(card["thresholds"]["image"], card["thresholds"]["image_scale"], calibration)
+
+    def at(self, alpha: float) -> "Rule":
+        """Return the rule for another false-alarm rate, as a model trained with this alpha has it.
+
+        Raises:
+            UserError: alpha is no rate, or the model was not calibrated, or on too few images for this alpha.
+        """
+        if self.calibration is None:
+            raise UserError("This model was trained without calibration: its false-alarm rate cannot be chosen.")
+        if not 0 < alpha < 1:
+            raise UserError("alpha, the false-alarm rate, is a number between 0 and 1.")
+        count = len(self.calibration)
+        if threshold_rank(count, alpha) > count:
+            raise UserError(
+                f"alpha = {alpha:g} is less than 1 / (N + 1) = {1 / (count + 1):.2g}, the smallest p-value that this "
+                f"model's N = {count} calibration scores can give: choose more, or train with more good photos."
+            )
+        chosen = Rule.calibrated(self.calibration, alpha)
+        return chosen if self.scale is not None else replace(chosen, scale=None)
+
+    def anomalous(self, score: float) -> bool:
+        """Return the verdict: at the threshold it is anomalous, in anomalib's own (uncalibrated) models only above.
+
+        Raises:
+            UserError: the score is not finite.
+        """
+        if not math.isfinite(score):
+            raise UserError(f"The model's score is {score}, not a finite number: that is no verdict.")
+        return score > self.threshold if self.calibration is None else score >= self.threshold
+
+    def p_value(self, score: float) -> float | None:
+        """Return the p-value of one score, see ``p_values``; ``None`` for a model without calibration."""
+        return None if self.calibration is None else float(self.p_values(score))
+
+    def p_values(self, scores: ArrayLike) -> NDArray[np.float64]:
+        """Return ``(1 + #{calibration scores >= score}) / (N + 1)`` for scores of any shape."""
+        as_high, count = self._as_high(scores)
+        return (1 + as_high) / (count + 1)
+
+    def p_values_of_calibration(self, scores: ArrayLike) -> NDArray[np.float64]:
+        """Return ``#{calibration scores >= score} / N`` for scores that are among those N, or of the same parts."""
+        as_high, count = self._as_high(scores)
+        return as_high / count
+
+    def normalised(self, score: float) -> float:
+        """Return the score in [0, 1], the threshold at 0.5, as a calibrated model's post-processor does."""
+        if self.scale is None:
+            return score
+        x = (score - self.threshold) / self.scale
+        return 0.5 + 0.5 * x / (1 + abs(x))
+
+    def score(self, normalised: float) -> float:
+        """Return the raw score of a normalised one, exact to rounding.
+
+        Where the score lies x scales beyond the threshold, single precision leaves about ``1e-7 (1 + x)^2`` scales. A
+        model without calibration clips normalised scores to [0, 1]: a raw score beyond comes back as the end.
+        """
+        if self.scale is None:
+            return normalised
+        if self.calibration is None:
+            return self.threshold + (normalised - 0.5) * self.scale
+        return float(raw_scores(normalised, self.threshold, self.scale))
+
+    def _as_high(self, scores: ArrayLike) -> tuple[NDArray[np.int64], int]:
+        scores = np.asarray(scores, dtype=np.float64)
+        if self.calibration is None:
+            raise UserError("This model was trained without calibration: it gives no p-values.")
+        if not np.isfinite(scores).all():
+            raise UserError("The model's score is not a finite number: it has no p-value.")
+        count = len(self.calibration)
+        return count - np.searchsorted(self.calibration, scores), count
+
+
+def threshold_rank(count: int, alpha: float) -> int:
+    """Return the rank ``ceil((N + 1)(1 - alpha))`` of a threshold among N scores; N + 1 where there are too few."""
+    return math.ceil((count + 1) * (1 - alpha) - _SLACK)
+
+
+def fewest_scores(alpha: float) -> int:
+    """Return how many scores a threshold for this false-alarm rate needs."""
+    return math.ceil(1 / alpha - _SLACK) - 1
+
+
+def why_rough(count: int, alpha: float) -> str | None:
+    """Return why the threshold of N training images for this alpha is rough; ``None`` where it is not."""
+    if count < fewest_scores(alpha):
+        return (
+            f"alpha = {alpha:g} needs at least {fewest_scores(alpha)} training images, there are {count}: the "
+            f"threshold is their largest score, a false-alarm rate of {1 / (count + 1):.3g}."
+        )
+    if count * alpha < 5:
+        return (
+            f"alpha = {alpha:g} of {count} training images rests on the {count - threshold_rank(count, alpha) + 1} "
+            "largest scores: expect a rough threshold (more good images or a larger alpha make it steadier)."
+        )
+    return None
+
+
+def false_alarm_range(count: int, alpha: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Return between what limits the false-alarm rate of one calibrated model lies: it depends on its images.
+
+    With r the threshold's rank among N scores, a split-conformal threshold's rate has a Beta(N + 1 - r, r)
+    distribution over training sets (Vovk 2012; Angelopoulos and Bates 2023, section 3.2); the leave-one-out threshold
+    is near it in simulation.
+
+    Args:
+        count: N, the number of parts.
+        alpha: wanted false-alarm rate.
+        confidence: of the interval, with equal tails.
+    """
+    rank = min(threshold_rank(count, alpha), count)
+    tail = (1 - confidence) / 2
+    low, high = betaincinv(count + 1 - rank, rank, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def raw_scores(normalised: ArrayLike, threshold: float, scale: float) -> NDArray[np.float64]:
+    """Return the raw scores or pixels that a calibrated model's post-processor normalised."""
+    # A single-precision 1 is any very large score.
+    y = np.clip(2.0 * np.asarray(normalised, dtype=np.float64) - 1, 2.0**-24 - 1, 1 - 2.0**-24)
+    return threshold + y / (1 - np.abs(y)) * scale
+
+
+def discoveries(p_values: Sequence[float] | NDArray[np.float64], rate: float) -> NDArray[np.bool_]:
+    """Return which photos of a batch are anomalous at a false discovery rate (Benjamini and Hochberg 1995).
+
+    Split-conformal p-values of one calibration set are dependent in the way the procedure allows (PRDS; Bates et al.
+    2023, theorem 2). For leave-one-out p-values no theorem says so: there it is an observation.
+
+    Args:
+        p_values: (M,) of the whole batch.
+        rate: share of good photos to be expected among those called anomalous, in (0, 1).
+    """
+    from scipy.stats import false_discovery_control  # takes longer to import than all else here
+
+    # The slack keeps fractions that are equal from being told apart by rounding.
+    return false_discovery_control(p_values) <= rate * (1 + _SLACK)
