@@ -49,3 +49,21 @@ def test_a_photo_is_judged_as_in_the_run(example, run_folder, capsys):
     predictor = judging.load_predictor(run_folder)
     row, column = judging.where(judging.look(predictor, np.asarray(Image.open(tested["image_path"]).convert("RGB"))))
     assert 0 < row < 1 and 0 < column < 1
+
+
+@pytest.mark.slow
+def test_a_data_set_needs_a_data_module_and_nothing_else(example, bottles, random_weights, tmp_path, monkeypatch):
+    photos = sorted((bottles / "bottle").glob("t*/*/*.png"))
+    rows = [{"path": path, "defect": path.parent.name, "split": path.parent.parent.name} for path in photos]
+    pd.DataFrame(rows).to_csv(tmp_path / "parts.csv", index=False)
+    monkeypatch.chdir(EXAMPLES.parent)
+    small = ["--model.init_args.image_size", "[64, 64]", "--model.init_args.alpha", "0.2"]
+    arguments = [tmp_path / "parts.csv", "--experiment", "parts", "--results", tmp_path / "results", *small]
+    assert example("own_data", *arguments).main() == 0
+    run = tmp_path / "results" / "parts" / "seed_42"
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["data"]["train_images"] == 12
+    assert set(metrics["per_defect"]) == {"broken_large", "broken_small", "contamination"}
+    assert metrics["image_AUROC"] is not None and metrics["data"]["fingerprint"]
+    assert set(pd.read_csv(run / "predictions.csv")["defect_type"]) == {"good", *metrics["per_defect"]}
+    assert (run / "report.html").is_file()
