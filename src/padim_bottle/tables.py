@@ -94,6 +94,12 @@ def figure(value: float | None, spell: Callable[[float], str] = "{:.4f}".format)
     return None if value is None or value != value else spell(value)
 
 
+def mean_and_spread(mean: float | None, std: float | None) -> str | None:
+    """Return a mean and its standard deviation as the text of a cell; the second is left out where it is undefined."""
+    parts = filter(None, (figure(mean), figure(std)))
+    return None if figure(mean) is None else " ± ".join(parts)
+
+
 def escape_markdown(text: str) -> str:
     """Keep a name from breaking a table or becoming markup."""
     return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")

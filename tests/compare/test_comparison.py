@@ -95,7 +95,7 @@ class TestStatistics:
         low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
         assert (row["low"], row["high"]) == pytest.approx((low, high))
         assert (row["mean"], row["std"]) == pytest.approx((0.98475, values.std(ddof=1)))
-        assert (row["min"], row["max"], row["seeds"]) == (0.98, 0.991, 4)
+        assert row["seeds"] == 4
 
     def test_false_alarms_are_summed_with_an_exact_interval(self, tmp_path):
         for seed in range(3):
@@ -366,7 +366,7 @@ class TestReport:
     def test_one_seed_has_no_interval(self, tmp_path):
         text = report(read_runs([write_experiment(tmp_path / "a", {3: 0.98})]))
         (row,) = (row for row in table_rows(text) if row.startswith("| pixel AUROC |"))
-        assert row == "| pixel AUROC | a | 0.9800 ± - | - | 0.9800 | 0.9800 | 1 |"
+        assert row == "| pixel AUROC | a | 0.9800 ± - | - | 1 |"
         assert "independent trials" not in text
         assert "nan" not in text.lower()
 

@@ -8,6 +8,12 @@ from padim_bottle.data.layout import CATEGORIES
 from padim_bottle.report.published import PUBLISHED_MEANS
 
 CATEGORY_METRICS = ("image_AUROC", "pixel_AUROC", "pixel_AUPRO", "pixel_AUPIMO")
+_COLUMNS = (
+    *("model", "category", "categories", "seeds"),
+    *CATEGORY_METRICS,
+    *(f"{metric}_std" for metric in CATEGORY_METRICS),
+    *("false_alarms", "good_images", "alarm_rate", "alarm_low", "alarm_high"),
+)
 
 
 def of_models(runs: pd.DataFrame) -> pd.DataFrame:
@@ -38,7 +44,7 @@ def by_category(runs: pd.DataFrame) -> pd.DataFrame:
         common = set.intersection(*(set(group["seed"]) for group in categories.values()))
         seeds = of_model[of_model["seed"].isin(common)].groupby("seed")[columns].mean()
         rows.append(_row(model, "Mean", of_model, means, seeds.std()))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=_COLUMNS)
 
 
 def published_means(runs: pd.DataFrame) -> list[tuple[str, str, list[float | None]]]:

@@ -1,24 +1,16 @@
 """The comparison of experiments in words and tables: ``summary.md``."""
 
-import html
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from padim_bottle.compare.categories import CATEGORY_METRICS, by_category, of_models, published_means
 from padim_bottle.compare.statistics import RESAMPLES, false_alarms, image_bootstrap, paired_differences, summarise
-from padim_bottle.report.html import (
-    AUPIMO_NOTE,
-    COLUMNS,
-    METRICS_NOTE,
-    OwnRow,
-    comparison_rows,
-    describe_setup,
-    spell,
-)
+from padim_bottle.report.html import AUPIMO_NOTE, COLUMNS, METRICS_NOTE, comparison_table, describe_setup
 from padim_bottle.runs.table import METRICS, RESOURCES, FinishedRuns, defect_metrics
+from padim_bottle.tables import DASH, Row, Table, escape_markdown, figure, mean_and_spread
 
 METRICS_OF = {
     "ranking": ("image_AUROC", "image_AUPR"),
@@ -42,44 +34,47 @@ def report(runs: FinishedRuns) -> str:
     # A run that took another's features says nothing about what a run costs.
     alone = table[table["features_from_seed"].isna()]
     differences, bootstrap, alarms = paired_differences(table), image_bootstrap(table), false_alarms(table)
-    compared = differences.dropna(subset="difference")
+    compared, categories = differences.dropna(subset="difference"), by_category(table)
     both = table["experiment"].isin({*compared["first"], *compared["second"]})
+    tables = {
+        "experiments": _experiments_table(table, names),
+        **{
+            kind: _metrics_table(summary, {name: METRICS[name] for name in chosen}, names)
+            for kind, chosen in METRICS_OF.items()
+        },
+        "alarms": _alarms_table(alarms, names),
+        "bootstrap": _bootstrap_table(bootstrap, names),
+        "defects": _metrics_table(summary, defect_metrics(table), names),
+        "published": _published_table(table[is_comparable(table)]),
+        "differences": _differences_table(compared, names),
+        "categories": _categories_table(categories),
+        "category_means": _category_means_table(categories, published_means(of_models(table))),
+        "resources": _resources_table(summarise(alone), names),
+    }
     environment = Environment(
         loader=PackageLoader("padim_bottle.compare"), undefined=StrictUndefined, trim_blocks=True
     )  # fmt: skip
     text = environment.get_template("summary.md.j2").render(
-        names=[_escape(name) for name in names.values()],
+        {name: laid_out.markdown() for name, laid_out in tables.items()},
+        names=[escape_markdown(name) for name in names.values()],
         real=is_real(table).all(),
-        problems=map(_escape, runs.problems),
+        problems=map(escape_markdown, runs.problems),
         runs=len(table),
-        experiments=_experiments_table(table, names),
-        categories=_categories_table(table),
-        category_means=_category_means_table(table),
-        sources=[_escape(f"{name}: {_sources(table, experiment)}") for experiment, name in names.items()],
-        metrics={
-            kind: _metrics_table(summary, {name: METRICS[name] for name in chosen}, names)
-            for kind, chosen in METRICS_OF.items()
-        },
+        sources=[escape_markdown(f"{name}: {_sources(table, experiment)}") for experiment, name in names.items()],
         thresholds=table["image_F1Score"].notna().any(),
-        alarms=_alarms_table(alarms, names),
         good_images=" or ".join((alarms["good_images"] // alarms["seeds"]).astype(str).unique()),
         seeds=int(table["experiment"].value_counts().max()),
         test_images=" and ".join(table["test_images"].astype(str).unique()),
         resamples=RESAMPLES,
-        bootstrap=_bootstrap_table(bootstrap, names),
         flawless=((bootstrap["value"] == 1) & (bootstrap["low"] == 1)).any(),
         aupimo_note=AUPIMO_NOTE,
-        defects=_metrics_table(summary, defect_metrics(table), names),
-        published=_published_table(table[is_comparable(table)]),
         metrics_note=METRICS_NOTE,
-        verdicts=[_escape(sentence) for sentence in verdicts(differences, names)],
-        differences=_differences_table(compared, names),
+        verdicts=[escape_markdown(sentence) for sentence in verdicts(differences, names)],
         comparisons=len(compared),
         fewest=0 if compared.empty else int(compared["seeds"].min()),
         several_sources=table.loc[both, "threshold_source"].nunique() > 1,
-        devices=[_escape(device) for device in alone["device"].unique()],
+        devices=[escape_markdown(device) for device in alone["device"].unique()],
         alone=len(alone),
-        resources="" if alone.empty else _resources_table(summarise(alone), names),
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
@@ -107,20 +102,17 @@ def display_names(table: pd.DataFrame) -> dict[str, str]:
     return names
 
 
-def key_figures(table: pd.DataFrame, dash: str = "-") -> list[OwnRow]:
+def key_figures(table: pd.DataFrame) -> list[Row]:
     """Return a row an experiment: mean and standard deviation over seeds of each of ``COLUMNS``."""
     names, rows = display_names(table), []
     for experiment, group in table.groupby("experiment", sort=False):
         first, cells = group.iloc[0], []
         for metric in COLUMNS:
-            values = group[metric].dropna()
             # A threshold that has seen the defects is no match for one that has not.
-            if values.empty or (metric == "image_F1Score" and group["alpha"].isna().all()):
-                cells.append(dash)
-            else:
-                cells.append(spell(values.mean()) + (f" ± {spell(values.std())}" if len(values) > 1 else ""))
+            comparable = metric != "image_F1Score" or group["alpha"].notna().any()
+            cells.append(mean_and_spread(group[metric].mean(), group[metric].std()) if comparable else None)
         setup = describe_setup(first["weights"], first["image_size"].split("x") if first["image_size"] else None)
-        rows.append(OwnRow(f"{names[experiment]}, {len(group)} seed{'s' * (len(group) > 1)}", setup, cells))
+        rows.append(Row([f"{names[experiment]}, {len(group)} seed{'s' * (len(group) > 1)}", setup, *cells], own=True))
     return rows
 
 
@@ -152,140 +144,125 @@ def verdicts(differences: pd.DataFrame, names: dict[str, str]) -> list[str]:
 # --- Tables ---
 
 
-def _experiments_table(table: pd.DataFrame, names: dict[str, str]) -> str:
+def _experiments_table(table: pd.DataFrame, names: dict[str, str]) -> Table:
     rows = []
     for experiment, group in table.groupby("experiment", sort=False):
         first = group.iloc[0]
         rows.append(
-            (
+            Row([
                 names[experiment],
-                f"{first['data']} '{first['category']}' ({_figure(first['data_fingerprint'], str)})",
+                f"{first['data']} '{first['category']}' ({first['data_fingerprint'] or DASH})",
                 f"{first['train_images']} / {first['test_images']}",
-                f"{first['weights']} ({_figure(first['weights_sha256'], str)})",
+                f"{first['weights']} ({first['weights_sha256'] or DASH})",
                 ", ".join(map(str, group["seed"])),
                 _sources(table, experiment),
-            )
-        )
-    return _markdown(("experiment", "data", "images train / test", "weights", "seeds", "own threshold"), rows)
+            ])
+        )  # fmt: skip
+    return Table(["experiment", "data", "images train / test", "weights", "seeds", "own threshold"], rows)
 
 
-def _categories_table(table: pd.DataFrame) -> str:
+def _categories_table(categories: pd.DataFrame) -> Table:
     """Return a row a category, the columns of all models side by side, and a last row of means."""
-    categories = by_category(table)
-    if categories.empty:
-        return ""
     models = list(categories["model"].unique())
     header = ["category"]
     header += [f"{METRICS[metric]}, {model}" for metric in CATEGORY_METRICS for model in models]
     header += [f"false alarms, {model}" for model in models]
     rows = []
-    for category in [*sorted(set(categories["category"]) - {"Mean"}), "Mean"]:
+    # The means last; there are none without categories.
+    for category in sorted(categories["category"].unique(), key=lambda name: (name == "Mean", name)):
         of_model = {row["model"]: row for row in categories[categories["category"] == category].to_dict("records")}
         found = [of_model.get(model, {}) for model in models]
-        cells = [_mean_and_spread(row, metric) for metric in CATEGORY_METRICS for row in found]
-        cells += [f"{row['false_alarms']} of {row['good_images']}" if row.get("good_images") else "-" for row in found]
-        rows.append([category, *cells] if category != "Mean" else [f"**{cell}**" for cell in ("Mean", *cells)])
-    return _markdown(header, rows)
+        cells = [
+            mean_and_spread(row.get(metric), row.get(f"{metric}_std")) for metric in CATEGORY_METRICS for row in found
+        ]
+        cells += [f"{row['false_alarms']} of {row['good_images']}" if row.get("good_images") else None for row in found]
+        rows.append(Row([category, *cells], own=category == "Mean"))
+    return Table(header, rows)
 
 
-def _category_means_table(table: pd.DataFrame) -> str:
+def _category_means_table(categories: pd.DataFrame, published: Sequence[tuple[str, str, list[float | None]]]) -> Table:
     """Return the models' means over their categories, with the rate of false alarms, beside published means."""
-    categories = by_category(table)
-    if categories.empty:
-        return ""
     rows = [
-        (
-            f"**{row['model']}, {row['seeds']} seed{'s' * (row['seeds'] > 1)}**",
-            str(row["categories"]),
-            *(_mean_and_spread(row, metric) for metric in CATEGORY_METRICS),
-            f"{_percent(row['alarm_rate'])} {_interval(row['alarm_low'], row['alarm_high'], _percent)}"
-            if row["good_images"]
-            else "-",
+        Row(
+            [
+                f"{row['model']}, {row['seeds']} seed{'s' * (row['seeds'] > 1)}",
+                str(row["categories"]),
+                *(mean_and_spread(row[metric], row[f"{metric}_std"]) for metric in CATEGORY_METRICS),
+                f"{_percent(row['alarm_rate'])} {_interval(row['alarm_low'], row['alarm_high'], _percent)}"
+                if row["good_images"]
+                else None,
+            ],
+            own=True,
         )
         for row in categories[categories["category"] == "Mean"].to_dict("records")
     ]
-    rows += [
-        (f"{source}, {backbone}", "15", *(spell(value, "-") for value in values), "-")
-        for source, backbone, values in published_means(of_models(table))
-    ]
-    header = ("", "categories", *(METRICS[metric] for metric in CATEGORY_METRICS), "false alarms, 95 % interval")
-    return _markdown(header, rows)
-
-
-def _mean_and_spread(row: dict[str, float], metric: str) -> str:
-    mean, spread = row.get(metric), row.get(f"{metric}_std")
-    if mean is None or pd.isna(mean):
-        return "-"
-    return spell(mean) + ("" if spread is None or pd.isna(spread) else f" ± {spell(spread)}")
+    rows += [Row([f"{source}, {backbone}", "15", *map(figure, values), None]) for source, backbone, values in published]
+    header = ["", "categories", *(METRICS[metric] for metric in CATEGORY_METRICS), "false alarms, 95 % interval"]
+    return Table(header, rows)
 
 
 def _sources(table: pd.DataFrame, experiment: str) -> str:
     return "; ".join(table.loc[table["experiment"] == experiment, "threshold_source"].unique())
 
 
-def _alarms_table(alarms: pd.DataFrame, names: dict[str, str]) -> str:
+def _alarms_table(alarms: pd.DataFrame, names: dict[str, str]) -> Table:
     rows = [
-        (
+        Row([
             names[row.experiment],
             f"{row.false_alarms} of {row.good_images}",
             _percent(row.rate),
             _interval(row.low, row.high, _percent),
-            _figure(row.alpha, "{:g}".format),
+            figure(row.alpha, "{:g}".format),
             f"{row.missed} of {row.defective_images}",
-        )
+        ])
         for row in alarms.itertuples()
-    ]
-    header = ("experiment", "false alarms, all seeds", "rate", "95 % interval", "alpha aimed at", "missed defects")
-    return _markdown(header, rows)
+    ]  # fmt: skip
+    header = ["experiment", "false alarms, all seeds", "rate", "95 % interval", "alpha aimed at", "missed defects"]
+    return Table(header, rows)
 
 
-def _bootstrap_table(bootstrap: pd.DataFrame, names: dict[str, str]) -> str:
+def _bootstrap_table(bootstrap: pd.DataFrame, names: dict[str, str]) -> Table:
     rows = [
-        (names[row.experiment], row.figure, METRICS[row.metric], spell(row.value), _interval(row.low, row.high))
+        Row([names[row.experiment], row.figure, METRICS[row.metric], figure(row.value), _interval(row.low, row.high)])
         for row in bootstrap.itertuples()
     ]
-    return _markdown(("experiment", "figure of", "metric", "value", "95 % interval"), rows)
+    return Table(["experiment", "figure of", "metric", "value", "95 % interval"], rows)
 
 
-def _published_table(comparable: pd.DataFrame) -> str:
-    if comparable.empty:
-        return ""
-    header, rows, notes = comparison_rows(key_figures(comparable), comparable=True, dash="-")
+def _published_table(comparable: pd.DataFrame) -> Table:
+    """Return our figures and what a run of ours costs above published figures, which come without costs."""
+    table = comparison_table(key_figures(comparable), comparable=not comparable.empty)
     costs = [_costs(group) for _, group in comparable.groupby("experiment", sort=False)]
-    costs += [("-", "-")] * (len(rows) - len(costs))  # published figures come without
-    lines = [
-        (f"**{row['name']}**" if row["own"] else row["name"], *row["cells"], *cost)
-        for row, cost in zip(rows, costs, strict=True)
-    ]
-    return "\n\n".join([_markdown([*header, "run, s", "memory, GB"], lines), *notes])
+    costs += [(None, None)] * (len(table.rows) - len(costs))
+    rows = [Row([*row.cells, *cost], own=row.own) for row, cost in zip(table.rows, costs, strict=True)]
+    return Table([*table.header, "run, s", "memory, GB"], rows, table.notes)
 
 
-def _costs(runs: pd.DataFrame) -> tuple[str, str]:
+def _costs(runs: pd.DataFrame) -> tuple[str | None, str | None]:
     """Return the mean seconds of an experiment's runs, and the mean peak memory of their largest process."""
     alone = runs[runs["features_from_seed"].isna()]
     memory = alone[["peak_memory_bytes", "peak_worker_memory_bytes"]].astype(float).max(axis=1)
-    return _figure(alone["seconds_total"].mean(), "{:.0f}".format), _figure(memory.mean() / 1e9, "{:.2f}".format)
+    return figure(alone["seconds_total"].mean(), "{:.0f}".format), figure(memory.mean() / 1e9, "{:.2f}".format)
 
 
-def _differences_table(compared: pd.DataFrame, names: dict[str, str]) -> str:
+def _differences_table(compared: pd.DataFrame, names: dict[str, str]) -> Table:
     rows = [
-        (
+        Row([
             f"{names[row.first]} − {names[row.second]}",
             METRICS[row.metric],
             str(row.seeds),
             f"{row.difference:+.5f}",
             _interval(row.low, row.high, "{:+.5f}".format),
-            _figure(row.p_value, "{:.3g}".format),
-        )
+            figure(row.p_value, "{:.3g}".format),
+        ])
         for row in compared.itertuples()
-    ]
-    header = ("first − second", "metric", "common seeds", "mean difference", "95 % t interval", "Wilcoxon p")
-    return _markdown(header, rows)
+    ]  # fmt: skip
+    return Table(["first − second", "metric", "common seeds", "mean difference", "95 % t interval", "Wilcoxon p"], rows)
 
 
-def _resources_table(summary: pd.DataFrame, names: dict[str, str]) -> str:
+def _resources_table(summary: pd.DataFrame, names: dict[str, str]) -> Table:
     in_bytes = summary["metric"].str.endswith("_bytes")
-    summary.loc[in_bytes, ["mean", "std", "low", "high", "min", "max"]] /= 2**20
+    summary.loc[in_bytes, ["mean", "std", "low", "high"]] /= 2**20
     return _metrics_table(summary, RESOURCES, names, "{:.1f}".format)
 
 
@@ -294,40 +271,23 @@ def _metrics_table(
     labels: dict[str, str],
     names: dict[str, str],
     number: Callable[[float], str] = "{:.4f}".format,
-) -> str:
+) -> Table:
     rows = [
-        (
+        Row([
             label,
             names[row.experiment],
-            f"{number(row.mean)} ± {_figure(row.std, number)}",
+            f"{number(row.mean)} ± {figure(row.std, number) or DASH}",
             _interval(row.low, row.high, number),
-            number(row.min),
-            number(row.max),
             str(row.seeds),
-        )
+        ])
         for metric, label in labels.items()
         for row in summary[summary["metric"] == metric].itertuples()
-    ]
-    return _markdown(("metric", "experiment", "mean ± SD", "95 % interval", "min", "max", "seeds"), rows)
+    ]  # fmt: skip
+    return Table(["metric", "experiment", "mean ± SD", "95 % interval", "seeds"], rows)
 
 
-def _markdown(header: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
-    """Lay out a table, nothing without rows; pandas needs one more package for it, and names could break it there."""
-    lines = [f"| {' | '.join(map(_escape, row))} |" for row in rows]
-    return "\n".join([f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}", *lines]) if lines else ""
-
-
-def _escape(text: str) -> str:
-    """Keep names from breaking a table or becoming markup."""
-    return html.escape(" ".join(str(text).split()), quote=False).replace("|", "\\|")
-
-
-def _figure(value: float | str | None, number: Callable[..., str]) -> str:
-    return "-" if pd.isna(value) else number(value)
-
-
-def _interval(low: float, high: float, number: Callable[[float], str] = "{:.4f}".format) -> str:
-    return "-" if pd.isna(low) else f"[{number(low)}, {number(high)}]"
+def _interval(low: float, high: float, number: Callable[[float], str] = "{:.4f}".format) -> str | None:
+    return None if pd.isna(low) else f"[{number(low)}, {number(high)}]"
 
 
 def _percent(share: float) -> str:

@@ -13,8 +13,9 @@ from padim_bottle.compare.statistics import paired_differences
 from padim_bottle.errors import UserError
 from padim_bottle.files import write_whole
 from padim_bottle.report.gallery import render
-from padim_bottle.report.html import COLUMNS, METRICS_NOTE, data_source, metrics_table, render_page, spell
+from padim_bottle.report.html import COLUMNS, METRICS_NOTE, comparison_table, data_source, render_page
 from padim_bottle.runs.table import read_runs
+from padim_bottle.tables import Row, Table, figure
 
 DEMONSTRATION = {
     "title": "Demonstration.",
@@ -43,20 +44,16 @@ def write_sweep_report(folders: Sequence[Path], output: Path) -> Path:
     rows = []
     for row in table.itertuples():
         link = Path(row.folder, "report.html")
-        rows.append(
-            {
-                "name": f"{names[row.experiment]}, seed {row.seed}",
-                "link": Path(os.path.relpath(link, output.resolve())).as_posix() if link.is_file() else None,
-                "cells": [spell(getattr(row, name)) for name in COLUMNS],
-            }
-        )
+        address = Path(os.path.relpath(link, output.resolve())).as_posix() if link.is_file() else None
+        cells = [figure(getattr(row, name)) for name in COLUMNS]
+        rows.append(Row([f"{names[row.experiment]}, seed {row.seed}", *cells], link=address))
     title = names[next(iter(names))] if len(names) == 1 else f"{len(names)} experiments over their seeds"
     text = render_page(
         "sweep.html.j2",
         script="",
         title=title,
         warnings=warnings,
-        metrics=metrics_table(key_figures(table, dash="–"), bool(is_comparable(table).any())),
+        metrics=comparison_table(key_figures(table), bool(is_comparable(table).any())),
         metrics_note=f"Mean ± standard deviation over seeds. {METRICS_NOTE} Intervals, and what the seeds do not say, "
         "are in summary.md.",
         verdicts=verdicts(paired_differences(table), names),
@@ -64,7 +61,7 @@ def write_sweep_report(folders: Sequence[Path], output: Path) -> Path:
         caption="Each dot is a run, each bar the mean over seeds and its 95 % t interval. What overlaps is not told "
         "apart; the axes are narrow, so that differences in the third digit can be seen.",
         maps=_maps(table),
-        runs={"label": "All runs", "header": ["", *COLUMNS.values()], "rows": rows},
+        runs=Table(["", *COLUMNS.values()], rows, title="All runs"),
         footer=f"{len(table)} runs.",
     )
     try:
@@ -78,5 +75,5 @@ def _maps(table: pd.DataFrame) -> dict[str, str] | None:
     drawing = draw_maps(table)
     if drawing is None:
         return None
-    title, caption, figure = drawing
-    return {"title": title, "caption": caption, "source": data_source("image/png", render(figure, "png"))}
+    title, caption, drawn = drawing
+    return {"title": title, "caption": caption, "source": data_source("image/png", render(drawn, "png"))}

@@ -22,13 +22,13 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the mean over seeds of every metric, time and size of every experiment that has one, a row each.
 
     Columns: experiment, metric, seeds (that have a value), mean, std (n - 1), low and high (Student's t interval of the
-    mean, not defined for one seed), min, max.
+    mean, not defined for one seed).
     """
     metrics = [*METRICS, *defect_metrics(runs), *RESOURCES]
     values = runs.astype(dict.fromkeys(metrics, float)).melt("experiment", metrics, var_name="metric").dropna()
     summary = (
         values.groupby(["experiment", "metric"], sort=False)["value"]
-        .agg(seeds="count", mean="mean", std="std", min="min", max="max")
+        .agg(seeds="count", mean="mean", std="std")
         .reset_index()
     )
     half = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, summary["seeds"] - 1) * summary["std"] / np.sqrt(summary["seeds"])

@@ -4,12 +4,13 @@ import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from padim_bottle.report.published import PUBLISHED
+from padim_bottle.tables import Row, Table, figure
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -43,31 +44,21 @@ RANDOM_WEIGHTS = {
 }
 
 
-class OwnRow(NamedTuple):
-    """A row of our own figures: its name, backbone and size of images, and a text for each column of metrics."""
-
-    name: str
-    setup: str
-    cells: Sequence[str]
-
-
-def comparison_rows(
-    own: Sequence[OwnRow], comparable: bool, columns: Mapping[str, str] = COLUMNS, dash: str = "–"
-) -> tuple[list[str], list[dict[str, Any]], list[str]]:
+def comparison_table(
+    own: Sequence[Row], comparable: bool, columns: Mapping[str, str] = COLUMNS, title: str = "Metrics"
+) -> Table:
     """Lay our figures out above the published ones.
 
     Args:
-        own: our rows.
+        own: our rows: name, backbone and size of images, and a text for each column of metrics.
         comparable: whether published figures stand beside these.
         columns: metrics, as ``metrics.json`` names them, and their headings.
-        dash: what stands for a figure that is not defined or not given.
+        title: of the table.
 
     Returns:
-        The header, the rows (name, cells, own) and the footnotes, whose numbers stand behind the names.
+        The table; its notes are footnotes, whose numbers stand behind the names.
     """
-    header = ["", "backbone, px", *columns.values()]
-    rows: list[dict[str, Any]] = [{"name": row.name, "cells": [row.setup, *row.cells], "own": True} for row in own]
-    notes: list[str] = []
+    rows, notes = list(own), list[str]()
     for row in PUBLISHED if comparable else ():
         name = row.source
         if row.protocol:
@@ -75,15 +66,9 @@ def comparison_rows(
                 notes.append(row.protocol)
             name += f" [{notes.index(row.protocol) + 1}]"
         setup = ", ".join(filter(None, (row.backbone, row.size)))
-        cells = [spell(getattr(row, metric, None), dash) for metric in columns]
-        rows.append({"name": name, "cells": [setup, *cells], "own": False})
-    return header, rows, [f"[{number}] {note}." for number, note in enumerate(notes, 1)]
-
-
-def metrics_table(own: Sequence[OwnRow], comparable: bool) -> dict[str, Any]:
-    """Return the same as a table of a page."""
-    header, rows, notes = comparison_rows(own, comparable)
-    return {"label": "Metrics", "header": header, "rows": rows, "notes": notes}
+        rows.append(Row([name, setup, *(figure(getattr(row, metric, None)) for metric in columns)]))
+    numbered = [f"[{number}] {note}." for number, note in enumerate(notes, 1)]
+    return Table(["", "backbone, px", *columns.values()], rows, numbered, title)
 
 
 def describe_setup(weights: str, image_size: Sequence[int] | None) -> str:
@@ -127,9 +112,3 @@ def _hash(text: str) -> str:
 def data_source(kind: str, content: bytes) -> str:
     """Return content of a media type as an address that holds it."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def spell(value: float | None, dash: str = "–") -> str:
-    """Return a figure as text, a dash where it is undefined."""
-    # NaN, of all numbers, does not equal itself.
-    return dash if value is None or value != value else f"{value:.4f}"

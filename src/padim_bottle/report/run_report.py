@@ -19,14 +19,12 @@ from padim_bottle.report.gallery import RunFigure, draw_figures, save_figures
 from padim_bottle.report.html import (
     COLUMNS,
     METRICS_NOTE,
-    OwnRow,
+    comparison_table,
     data_source,
     demonstration_warnings,
     describe_setup,
-    metrics_table,
     read_template,
     render_page,
-    spell,
 )
 from padim_bottle.report.panels import encode_jpeg, read_strip
 from padim_bottle.report.score_figures import is_skewed
@@ -38,6 +36,7 @@ from padim_bottle.runs.finished import (
     spell_alpha,
 )
 from padim_bottle.runs.table import DEFECT_METRICS
+from padim_bottle.tables import Row, Table, figure
 
 GALLERY_NOTE = "Every test image by its score, with its verdict at the threshold set above."
 PICTURES_NOTE = (
@@ -140,27 +139,24 @@ def _page(run: RecordedRun, images: pd.DataFrame, figures: Sequence[RunFigure], 
     )
 
 
-def _metrics_table(run: RecordedRun, seed: str) -> dict[str, Any]:
+def _metrics_table(run: RecordedRun, seed: str) -> Table:
     metrics = run.metrics
     # A threshold that has seen the defects is no match for one that has not.
     shown = dict(metrics) if metrics["calibration"] else {**metrics, "image_F1Score": None}
     setup = describe_setup(metrics["weights"]["name"], metrics["model"].get("image_size"))
-    row = OwnRow(f"{metrics['experiment']}, {seed}", setup, [spell(shown.get(name)) for name in COLUMNS])
-    return metrics_table(
+    cells = [figure(shown.get(name)) for name in COLUMNS]
+    row = Row([f"{metrics['experiment']}, {seed}", setup, *cells], own=True)
+    return comparison_table(
         [row], run.is_real() and (metrics["data"]["name"], metrics["data"]["category"]) == ("MVTec AD", "bottle")
     )
 
 
-def _defects_table(per_defect: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "label": "Metrics by type of defect",
-        "header": ["", "images", *DEFECT_METRICS.values()],
-        "names": list(per_defect),
-        "rows": [
-            {"name": name, "cells": [figures["images"], *(spell(figures.get(key)) for key in DEFECT_METRICS)]}
-            for name, figures in per_defect.items()
-        ],
-    }
+def _defects_table(per_defect: dict[str, Any]) -> Table:
+    rows = [
+        Row([name, str(figures["images"]), *(figure(figures.get(key)) for key in DEFECT_METRICS)])
+        for name, figures in per_defect.items()
+    ]
+    return Table(["", "images", *DEFECT_METRICS.values()], rows, title="Metrics by type of defect")
 
 
 def _first_threshold(run: RecordedRun, references: Sequence[Reference]) -> float:

@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from padim_bottle.report.html import AUPIMO_NOTE, OwnRow, comparison_rows, describe_setup
+from padim_bottle.report.html import AUPIMO_NOTE, comparison_table, describe_setup
 from padim_bottle.runs.table import DEFECT_METRICS
+from padim_bottle.tables import DASH, Row, Table, figure
 
 _COLUMNS = {
     "image_AUROC": "image AUROC",
@@ -39,7 +38,7 @@ def print_summary(metrics: dict[str, Any], folder: Path, console: Console | None
     data = metrics["data"]
     if data["test_images"]:
         published = real and (data["name"], data["category"]) == ("MVTec AD", "bottle")
-        console.print(_metrics_table(metrics, with_published=published))
+        console.print(_metrics_table(metrics, with_published=published).screen())
     else:
         console.print(_calibration_sentence(metrics), highlight=False)
     if metrics["confusion_matrix"] is not None:
@@ -47,7 +46,7 @@ def print_summary(metrics: dict[str, Any], folder: Path, console: Console | None
     for sentence in data.get("left_out", []):
         console.print(sentence, highlight=False)
     if metrics["per_defect"]:
-        console.print(_defects_table(metrics["per_defect"]))
+        console.print(_defects_table(metrics["per_defect"]).screen())
     for name in (
         "report.html",
         "metrics.json",
@@ -66,22 +65,14 @@ def _metrics_table(metrics: dict[str, Any], with_published: bool) -> Table:
     data = metrics["data"]
     seed = "unseeded" if metrics["seed"] is None else f"seed {metrics['seed']}"
     setup = describe_setup(metrics["weights"]["name"], metrics["model"].get("image_size"))
-    own = OwnRow(f"{metrics['experiment']}, {seed}", setup, [_figure(metrics.get(name)) for name in _COLUMNS])
-    header, rows, notes = comparison_rows([own], with_published, _COLUMNS, dash="-")
-    table = Table(
-        box=box.SIMPLE,
-        title=f"{data['name']} '{data['category']}', {data['test_images']} test images",
-        caption="\n".join(
-            ["F1: at the run's own threshold. F1 tuned: on the test labels, as published.", AUPIMO_NOTE, *notes]
-        ),
-    )
-    for name in header[:1] + header[2:]:
-        table.add_column(name.replace(" ", "\n"), justify="right" if name else "left", no_wrap=True)
-    for row in rows:
-        # Backbone and size stand with the name: a screen has no room for a column of theirs.
-        setup, *cells = row["cells"]
-        table.add_row(f"{row['name']}, {setup}", *cells, style="bold" if row["own"] else None)
-    return table
+    cells = [figure(metrics.get(name)) for name in _COLUMNS]
+    own = Row([f"{metrics['experiment']}, {seed}", setup, *cells], own=True)
+    table = comparison_table([own], with_published, _COLUMNS)
+    # Backbone and size stand with the name: a screen has no room for a column of theirs.
+    rows = [Row([f"{row.cells[0]}, {row.cells[1]}", *row.cells[2:]], row.own) for row in table.rows]
+    notes = ["F1: at the run's own threshold. F1 tuned: on the test labels, as published.", AUPIMO_NOTE, *table.notes]
+    title = f"{data['name']} '{data['category']}', {data['test_images']} test images"
+    return Table(["", *table.header[2:]], rows, notes, title)
 
 
 def _calibration_sentence(metrics: dict[str, Any]) -> str:
@@ -107,13 +98,12 @@ def _threshold_sentences(metrics: dict[str, Any]) -> str:
 
 
 def _defects_table(per_defect: dict[str, Any]) -> Table:
-    table = Table(box=box.SIMPLE)
-    for name in ("defect", "images", *DEFECT_METRICS.values()):
-        table.add_column(name, justify="left" if name == "defect" else "right")
-    for defect, figures in per_defect.items():
-        table.add_row(defect, str(figures["images"]), *(_figure(figures.get(key)) for key in DEFECT_METRICS))
-    return table
+    rows = [
+        Row([defect, str(figures["images"]), *(figure(figures.get(key)) for key in DEFECT_METRICS)])
+        for defect, figures in per_defect.items()
+    ]
+    return Table(["defect", "images", *DEFECT_METRICS.values()], rows)
 
 
 def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return figure(value) or DASH
