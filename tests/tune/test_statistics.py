@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from padim_bottle.errors import UserError
 from padim_bottle.evaluation.differences import paired_difference
 from padim_bottle.tune.ranking import differences_from, rank
 from padim_bottle.tune.settings import METRICS
@@ -24,6 +25,11 @@ def test_ranks_by_the_mean_of_the_metrics_that_all_have():
     assert table.index.tolist() == [1, 2, 0]
     assert table["choice"].tolist() == pytest.approx([0.7, 0.5, 0.2])
     assert table["image_AUROC_std"].tolist() == pytest.approx([0.1 * 2**0.5, 0, 0.1 * 2**0.5])
+
+
+def test_nothing_wins_by_metrics_that_no_setting_has():
+    with pytest.raises(UserError, match="pixel_AUPIMO"):
+        rank(make_fits(np.ones((2, 2, 1))), ["pixel_AUPIMO"])
 
 
 def test_a_split_is_a_pair_of_the_means_over_seeds_and_splits_overlap():

@@ -1,6 +1,7 @@
 """The tune command on a few small synthetic bottles, whose test photos nobody can read."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def test_a_fit_is_what_training_on_the_same_photos_gives(workplace, tuned, tmp_p
     """The held-out photos, damaged, are written as a test set of their own, and the experiment runs as users run it."""
     settings = read_settings(workplace / "tune.yaml")
     paths = training_paths(ExperimentCLI(workplace / "small.yaml"))
-    split = make_splits(paths, None, settings)[1]
+    split = make_splits(paths, [None], settings)[1]
     bottle = tmp_path / "data" / "bottle"
     for number in split.fitted:
         target = bottle / "train" / "good" / paths[number].name
@@ -142,10 +143,11 @@ def test_the_best_setting_is_a_config_to_use(tuned):
     assert "No test photo was opened" in summary
 
 
-def test_doing_it_again_finds_the_same_and_another_tuning_is_refused(workplace, tuned, capsys):
+def test_the_recorded_command_finds_the_same_and_another_tuning_is_refused(workplace, tuned, capsys):
     folder, _ = tuned
     before = pd.read_csv(folder / "scores.csv").drop(columns="seconds")
-    assert tune(workplace) == 0
+    recorded = json.loads((folder / "tuning.json").read_text())["command"]
+    assert tune_command(shlex.split(recorded)[2:]) == 0
     pd.testing.assert_frame_equal(pd.read_csv(folder / "scores.csv").drop(columns="seconds"), before)
     assert tune(workplace, "--name", folder.name, grid=GRID[:1]) == 2
     assert "holds the results of another tuning" in capsys.readouterr().err
@@ -163,7 +165,7 @@ def test_a_plain_folder_of_photos_is_tuned_on_as_any_other_data(workplace, tuned
     best = ExperimentCLI(workplace / "results" / "plain" / "best.yaml")
     assert best.settings.data.class_path == "padim_bottle.Photos"
     assert Path(best.settings.data.init_args.folder) == photos
-    assert f"--photos '{photos}'" in (workplace / "results" / "plain" / "summary.md").read_text()
+    assert f"--photos {photos}" in (workplace / "results" / "plain" / "summary.md").read_text()
 
 
 def test_a_group_without_photos_is_refused(workplace, capsys):
@@ -171,9 +173,10 @@ def test_a_group_without_photos_is_refused(workplace, capsys):
     assert "--group belongs to --photos" in capsys.readouterr().err
 
 
-def test_photos_of_a_part_stay_together():
+@pytest.mark.parametrize("groups", [[r"(\d+)_"], [None, r"(\d+)_"]])
+def test_photos_that_any_setting_takes_for_one_part_stay_together(groups):
     paths = [Path(f"{part}_{photo}.png") for part in range(12) for photo in "ab"]
-    for split in make_splits(paths, r"(\d+)_", TuneSettings(splits=4)):
+    for split in make_splits(paths, groups, TuneSettings(splits=4)):
         shown = split.shown % 24
         assert {*split.fitted} | {*shown} == {*range(24)}
         assert not {*(split.fitted // 2)} & {*(shown // 2)}

@@ -4,14 +4,10 @@ import argparse
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from padim_bottle.commands.arguments import add_photo_options, new_parser, photo_settings
 from padim_bottle.console import quiet_imports
 from padim_bottle.errors import UserError, run_command
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SETTINGS = Path("configs/tune.yaml")
 
@@ -52,6 +48,8 @@ def tune_command(arguments: Sequence[str] | None = None) -> int:
 
 
 def _tune(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
     from padim_bottle.tune.settings import candidates_of, name_of, read_grid, read_settings
 
     settings = read_settings(options.settings)
@@ -63,15 +61,17 @@ def _tune(options: argparse.Namespace) -> int:
     candidates = candidates_of(options.config, grid, fixed)
     with quiet_imports():
         from padim_bottle.tune.measure import device_of, measure, training_paths
-        from padim_bottle.tune.results import Tuning, default_name, write_results
+        from padim_bottle.tune.results import Tuning, default_name, ranking_table, write_results
 
     name = options.name or default_name(options.config, grid)
-    tuning = Tuning(name, options.config, grid, settings, training_paths(candidates[0].experiment), fixed)
+    tuning = Tuning(
+        name, options.config, grid, settings, options.settings, training_paths(candidates[0].experiment), fixed
+    )
     tuning.check_folder()
     with _progress() as track:
         fits = measure(candidates, settings, track)
     ranking, sentences = write_results(tuning, candidates, fits, device_of(candidates[0].experiment).type)
-    _print_table([name_of(candidate.values) for candidate in candidates], ranking)
+    Console().print(ranking_table([name_of(candidate.values) for candidate in candidates], ranking).screen())
     for sentence in sentences:
         print(sentence)
     print(f"best: {tuning.folder / 'best.yaml'}")
@@ -100,19 +100,3 @@ def _progress() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
             return lambda done: progress.advance(bar, done)
 
         yield track
-
-
-def _print_table(names: Sequence[str], ranking: "pd.DataFrame") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from padim_bottle.tune.results import spread
-    from padim_bottle.tune.settings import METRICS
-
-    table = Table(title=f"Synthetic anomalies in held-out training photos, {ranking['fits'].max()} fits a setting")
-    for heading in ("setting", *METRICS.values(), "choice"):
-        table.add_column(heading)
-    for number, row in ranking.iterrows():
-        cells = [spread(row[metric], row[f"{metric}_std"]) for metric in METRICS]
-        table.add_row(names[number], *cells, spread(row["choice"], float("nan")))
-    Console().print(table)

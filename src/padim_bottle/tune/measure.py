@@ -64,15 +64,21 @@ def training_paths(cli: ExperimentCLI) -> list[Path]:
     )
 
 
-def make_splits(paths: Sequence[Path], group: str | None, settings: TuneSettings) -> list[Split]:
+def make_splits(paths: Sequence[Path], groups: Sequence[str | None], settings: TuneSettings) -> list[Split]:
     """Hold out a share of the photos at random, as often as the settings say; half of it, at random, gets anomalies.
 
-    Photos of one part, see ``group`` of Padim, stay together.
+    Args:
+        paths: the photos.
+        groups: see ``group`` of Padim; photos that any of these takes for one part stay together, so that all settings
+            have the same splits.
+        settings: of the tuning.
 
     Raises:
         UserError: too few photos.
     """
-    parts = Parts.of_photos([str(path) for path in paths], group)
+    parts, *others = (Parts.of_photos([str(path) for path in paths], group) for group in dict.fromkeys(groups))
+    for other in others:
+        parts = parts.joined((other.names.index(name), index) for index, name in enumerate(other.names))
     part_of_photo = np.unique(np.array(parts.names), return_inverse=True)[1]
     held_out = round(len(parts) * settings.held_out)
     if len(parts) < _FEWEST_PARTS or held_out < 2 or len(parts) - held_out < 3:
@@ -111,7 +117,7 @@ def measure(
     needs = [_Needs.of(build_model(candidate.experiment, settings.seeds[0])) for candidate in candidates]
     # Seeds of a model that draws nothing would be the same fit again.
     seeds = [settings.seeds if need.is_random else settings.seeds[:1] for need in needs]
-    splits = make_splits(paths, needs[0].group, settings)
+    splits = make_splits(paths, [need.group for need in needs], settings)
     device = device_of(candidates[0].experiment)
     passes = list(dict.fromkeys(need.backbone for need in needs))
     advance_photos = track("photos", 2 * len(paths) * len(passes))

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from padim_bottle.errors import UserError
 from padim_bottle.evaluation.differences import paired_difference
 from padim_bottle.tune.settings import METRICS
 
@@ -11,11 +12,20 @@ def rank(fits: pd.DataFrame, choose_by: list[str]) -> pd.DataFrame:
 
     Columns: setting (the index), ``METRICS`` and ``<metric>_std`` (n - 1), fits, and choice: the mean of the metrics
     that choose, of those that all settings have, by which the settings are ordered.
+
+    Raises:
+        UserError: there is no such metric.
     """
     groups = fits.groupby("setting", sort=True)
     table = groups[list(METRICS)].mean()
     table = table.join(groups[list(METRICS)].std().add_suffix("_std")).assign(fits=groups.size())
-    table["choice"] = table[choose_by].dropna(axis=1).mean(axis=1)
+    defined = table[choose_by].dropna(axis=1)
+    if defined.empty:
+        raise UserError(
+            f"choose_by: no setting can be chosen, as {' and '.join(choose_by)} cannot be computed of so few held-out "
+            "photos: choose by others, or hold out more."
+        )
+    table["choice"] = defined.mean(axis=1)
     return table.sort_values("choice", ascending=False, kind="stable")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from padim_bottle.experiment.variants import Variant, spell_argument
 from padim_bottle.files import write_whole
 from padim_bottle.report.gallery import render
 from padim_bottle.runs.environment import code_digest, git_commit, versions
+from padim_bottle.tables import Row, Table, figure, mean_and_spread
 from padim_bottle.tune.anomalies import add_anomaly
 from padim_bottle.tune.ranking import differences_from, rank
 from padim_bottle.tune.settings import METRICS, PREFIX, TuneSettings, name_of
@@ -36,6 +38,7 @@ class Tuning:
         config: the YAML that was tuned.
         grid: the values of each key.
         settings: of the tuning.
+        settings_file: the YAML that holds them.
         paths: the training photos.
         fixed: keys whose value replaces the config's in all settings.
     """
@@ -44,6 +47,7 @@ class Tuning:
     config: Path
     grid: dict[str, list[Any]]
     settings: TuneSettings
+    settings_file: Path
     paths: list[Path]
     fixed: dict[str, Any] = field(default_factory=dict)
 
@@ -60,11 +64,14 @@ class Tuning:
     @property
     def command(self) -> str:
         """The command that does it again, with these settings."""
-        grid = "".join(f" --grid '{key}={spell_argument(values)}'" for key, values in self.grid.items())
-        photos = f" --photos '{self.fixed['data']['init_args']['folder']}'" if "data" in self.fixed else ""
-        group = self.fixed.get(f"{PREFIX}group")
-        photos += "" if group is None else f" --group '{group}'"
-        return f"python scripts/tune.py --config {self.config} --name '{self.name}'{photos}{grid}"
+        words = ["python", "scripts/tune.py", "--config", self.config, "--settings", self.settings_file]
+        words += ["--results", self.settings.results, "--name", self.name]
+        if "data" in self.fixed:
+            words += ["--photos", self.fixed["data"]["init_args"]["folder"]]
+        if f"{PREFIX}group" in self.fixed:
+            words += ["--group", self.fixed[f"{PREFIX}group"]]
+        words += [word for key, values in self.grid.items() for word in ("--grid", f"{key}={spell_argument(values)}")]
+        return shlex.join(map(str, words))
 
     def inputs(self) -> dict[str, Any]:
         """Return what must be equal for two tunings to be the same one."""
@@ -105,14 +112,15 @@ def write_results(
 
     Raises:
         OSError: they cannot be written.
+        UserError: no setting can be chosen, see ``rank``; the fits are written.
     """
     settings, folder = tuning.settings, tuning.folder
+    names = [name_of(candidate.values) for candidate in candidates]
+    write_whole(folder / "scores.csv", fits.assign(setting=fits["setting"].map(lambda i: names[i])).to_csv(index=False))
     ranking = rank(fits, settings.choose_by)
     best = int(ranking.index[0])
     differences = differences_from(best, fits, settings.held_out / (1 - settings.held_out))
-    names = [name_of(candidate.values) for candidate in candidates]
     sentences = list(_sentences(names, ranking, differences))
-    write_whole(folder / "scores.csv", fits.assign(setting=fits["setting"].map(lambda i: names[i])).to_csv(index=False))
     write_whole(folder / "summary.md", _summary(tuning, names, ranking, differences, sentences, fits, device))
     write_whole(folder / "anomalies.png", render(_draw_anomalies(tuning), "png"))
     write_whole(folder / "best.yaml", _best_config(tuning, candidates[best], len(candidates)))
@@ -184,24 +192,19 @@ def _summary(
     device: str,
 ) -> str:
     settings = tuning.settings
-    rows = [
-        {
-            "name": names[int(number)],
-            "cells": [spread(row[metric], row[f"{metric}_std"]) for metric in METRICS],
-            "choice": f"{row['choice']:.4f}",
-        }
-        for number, row in ranking.iterrows()
-    ]
-    comparisons = [
-        {
-            "name": names[row.setting],
-            "metric": METRICS[row.metric],
-            "difference": f"{row.difference:+.4f}",
-            "interval": f"[{row.low:+.4f}, {row.high:+.4f}]",
-            "finding": row.finding,
-        }
-        for row in differences.itertuples()
-    ]
+    comparisons = Table(
+        ["setting, minus the best one", "metric", "difference", "95 % interval", ""],
+        [
+            Row([
+                names[row.setting],
+                METRICS[row.metric],
+                f"{row.difference:+.4f}",
+                f"[{row.low:+.4f}, {row.high:+.4f}]",
+                row.finding,
+            ])
+            for row in differences.itertuples()
+        ],
+    )  # fmt: skip
     random, fixed = fits["seed"].notna(), fits["seed"].isna()
     seeds = []
     if random.any():
@@ -212,26 +215,35 @@ def _summary(
     text = environment.get_template("summary.md.j2").render(
         name=tuning.config.name, photos=len(tuning.paths), splits=settings.splits,
         held_out=f"{settings.held_out:.0%}", kinds=", ".join(settings.anomalies.kinds), seeds=" ".join(seeds),
-        metrics=METRICS, rows=rows, choose_by=", ".join(METRICS[name] for name in settings.choose_by),
-        sentences=sentences, comparisons=comparisons, command=tuning.command, fits=len(fits),
+        ranking=ranking_table(names, ranking).markdown(),
+        choose_by=", ".join(METRICS[name] for name in settings.choose_by),
+        sentences=sentences, comparisons=comparisons.markdown(), intervals=len(comparisons.rows),
+        command=tuning.command, fits=len(fits),
         seconds=f"{fits['seconds'].sum():.0f}", device=device,
     )  # fmt: skip
     return text.strip() + "\n"
 
 
-def spread(mean: float, std: float) -> str:
-    """Spell a mean and a standard deviation, a dash where there is none."""
-    if pd.isna(mean):
-        return "-"
-    return f"{mean:.4f}" + ("" if pd.isna(std) else f" ± {std:.4f}")
+def ranking_table(names: Sequence[str], ranking: pd.DataFrame) -> Table:
+    """Return the settings with their metrics, best first; see ``rank``."""
+    rows = [
+        Row([
+            names[int(number)],
+            *(mean_and_spread(row[metric], row[f"{metric}_std"]) for metric in METRICS),
+            figure(row["choice"]),
+        ])
+        for number, row in ranking.iterrows()
+    ]  # fmt: skip
+    title = f"Synthetic anomalies in held-out training photos, {ranking['fits'].max():.0f} fits a setting"
+    return Table(["setting", *METRICS.values(), "choice"], rows, title=title)
 
 
 def _draw_anomalies(tuning: Tuning) -> Figure:
     """Draw some of the damaged photos, a column for each kind, with the outlines of the masks."""
     anomalies = tuning.settings.anomalies
     kinds = anomalies.kinds
-    figure = Figure(figsize=(2.2 * len(kinds), 2.3 * _EXAMPLES), layout="constrained")
-    for row, axes_row in enumerate(figure.subplots(_EXAMPLES, len(kinds), squeeze=False)):
+    drawn = Figure(figsize=(2.2 * len(kinds), 2.3 * _EXAMPLES), layout="constrained")
+    for row, axes_row in enumerate(drawn.subplots(_EXAMPLES, len(kinds), squeeze=False)):
         for column, axes in enumerate(axes_row):
             number = (row * len(kinds) + column) % len(tuning.paths)
             # The kind that this photo has in the tuning: its number decides.
@@ -241,7 +253,7 @@ def _draw_anomalies(tuning: Tuning) -> Figure:
             axes.contour(mask, [0.5], colors="cyan", linewidths=0.8)
             axes.set_axis_off()
             axes.set_title(kind, fontsize=9)
-    return figure
+    return drawn
 
 
 def default_name(config: Path, grid: dict[str, list[Any]]) -> str:
