@@ -1,8 +1,10 @@
 """The tune command on a few small synthetic bottles, whose test photos nobody can read."""
 
+import itertools
 import json
 import shlex
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,10 @@ from padim_bottle.data.images import read_image
 from padim_bottle.data.synthetic import write_bottles
 from padim_bottle.experiment.cli import ExperimentCLI
 from padim_bottle.experiment.train import train
+from padim_bottle.experiment.variants import spell_argument
 from padim_bottle.tune.anomalies import add_anomaly
 from padim_bottle.tune.measure import make_splits, training_paths
-from padim_bottle.tune.settings import METRICS, TuneSettings, read_settings
+from padim_bottle.tune.settings import METRICS, TuneSettings, read_grid, read_settings
 
 pytestmark = pytest.mark.slow
 
@@ -232,3 +235,16 @@ def test_a_mistake_in_the_yaml_is_refused_in_one_line(workplace, settings, words
 def test_only_our_model_can_be_tuned(capsys):
     assert tune_command(["--config", str(ROOT / "configs" / "padim_resnet18_anomalib.yaml")]) == 2
     assert "padim_bottle.Padim can" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("record", sorted(ROOT.glob("results/reference/tuning/*/tuning.json")))
+def test_a_committed_record_can_be_made_again(record):
+    command = json.loads(record.read_text())["command"]
+    inputs = json.loads(record.read_text())["inputs"]
+    words = dict(itertools.pairwise(shlex.split(command)))
+    settings = asdict(read_settings(ROOT / words["--settings"]))
+    assert inputs["settings"] == {name: settings[name] for name in inputs["settings"]}
+    grid = read_grid([value for name, value in itertools.pairwise(shlex.split(command)) if name == "--grid"])
+    assert inputs["grid"] == {key: spell_argument(values) for key, values in grid.items()}
+    assert (ROOT / words["--config"]).is_file()
+    assert command in (record.parent / "summary.md").read_text()
