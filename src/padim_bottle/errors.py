@@ -19,12 +19,16 @@ class UserError(Exception):
     """
 
 
+class SystemTroubleError(UserError):
+    """The system did not give what it has, such as a file of a drive that is away: it may, when asked later."""
+
+
 class UnavailableError(UserError):
     """Data or weights are neither on this machine nor to be had from the network."""
 
 
 # EFBIG: the file is larger than the user's limit or the file system allow.
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _KILLED_WORKER = re.compile(
     r"DataLoader worker \(pid\S* ([\d, ]+)\) (?:exited unexpectedly|is killed by signal: (\w+))"
 )
@@ -137,7 +141,7 @@ def explain_failure(error: BaseException) -> str | None:
 
 
 def _explain_machine(error: BaseException) -> str | None:
-    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         path = error.filename2 or error.filename  # of a copy the second one
         where = f" for {path}" if path else ""
         return f"No space left{where} ({error.strerror}): free some, and run the same command again."

@@ -17,10 +17,11 @@ import pandas as pd
 import pytest
 
 from padim_bottle.errors import UserError
-from padim_bottle.predict import watch as watching
+from padim_bottle.predict import inbox
 from padim_bottle.predict.drift import DriftMonitor
 from padim_bottle.predict.predictor import Predictor
-from padim_bottle.predict.watch import LOG_FIELDS, VerdictLog, watch
+from padim_bottle.predict.verdict_table import LOG_FIELDS, VerdictLog
+from padim_bottle.predict.watch import watch
 
 CARD = {
     "input": {"model_size": [8, 8]},
@@ -81,7 +82,7 @@ def test_photos_are_judged_as_they_arrive(tmp_path, monkeypatch, reported, capsy
             raise OSError("inotify watch limit reached")
 
         monkeypatch.setattr("watchdog.observers.Observer", fail)
-        monkeypatch.setattr(watching, "POLL", 0.2)
+        monkeypatch.setattr(inbox, "POLL", 0.2)
     folder = tmp_path / "photos"
     photo(folder / "early.png")
     (folder / "notes.txt").touch()
@@ -117,7 +118,7 @@ def test_a_photo_that_is_being_written_is_waited_for(tmp_path):
 
 
 def test_a_damaged_photo_has_a_line_that_says_so_and_may_be_mended(tmp_path, monkeypatch):
-    monkeypatch.setattr(watching, "PATIENCE", 1.5)
+    monkeypatch.setattr(inbox, "PATIENCE", 1.5)
     folder = tmp_path / "photos"
     whole = photo(tmp_path / "whole.png").read_bytes()
     folder.mkdir()
@@ -140,7 +141,7 @@ def _watch_for_ever(folder: Path, file: Path) -> None:
 
 
 def test_ten_kills_lose_no_photo_and_judge_none_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr(watching, "SETTLE", 0.05)
+    monkeypatch.setattr(inbox, "SETTLE", 0.05)
     folder, file = tmp_path / "photos", tmp_path / "v.csv"
     folder.mkdir()
     generator = np.random.default_rng(0)

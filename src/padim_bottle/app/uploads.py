@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from padim_bottle.data.images import read_image, read_size
+from padim_bottle.data.listing import find_photos
 from padim_bottle.errors import UserError
-from padim_bottle.predict.judge import find_photos
 
 MAX_PIXELS = 50_000_000
 """More than most cameras have; decoded, it is 150 MB."""
@@ -63,10 +63,7 @@ def find_good_photos(models: Sequence[Path], folder: Path | None = None) -> list
         UserError: there are none.
     """
     if folder is not None:
-        photos, problems = find_photos([str(folder)])
-        if problems:
-            raise UserError(problems[0])
-        return photos
+        return find_photos([str(folder)]).checked().photos
     runs = [run for run in map(_run_of, models) if run is not None]
     for run in runs:
         good = [path for path in _good_test_photos(run) if path.is_file()]

@@ -10,8 +10,14 @@ from typing import Any
 from padim_bottle.commands.arguments import new_parser, positive, rate
 from padim_bottle.console import quiet_imports
 from padim_bottle.errors import UserError, run_command
-from padim_bottle.predict.judge import find_photos, judge
-from padim_bottle.predict.verdict_table import VerdictTable, explain_together, judge_together, verdict_row
+from padim_bottle.predict.verdict_table import (
+    Screen,
+    VerdictLog,
+    VerdictTable,
+    explain_together,
+    judge_together,
+    verdict_row,
+)
 
 PREDICT_HELP = """\
 Judge photos with a fitted model: path, score, p-value (how often a good photo scores at least this high) and verdict,
@@ -23,7 +29,8 @@ Exit code: 0 all good, 1 some anomalous, 2 something could not be read (it is na
 photo at once; started again with the same file it goes on where it stopped.
 
 With --csv it says when the photos, in their order, no longer look like those of the calibration: a line on the screen,
-and the evidence of drift in a column; it exceeds 100 by chance in at most 1 % of all series.
+and the evidence of drift in a column; it exceeds 100 by chance in near 1 % of all series, or fewer. Where photos of the
+training were grouped there is no such watch: photos of one part come in series, too.
 """
 
 
@@ -73,7 +80,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    photos, problems = find_photos(options.photos)
+    with quiet_imports():
+        from padim_bottle.data.listing import find_photos
+
+    listing = find_photos(options.photos)
+    photos, problems = listing.photos, listing.problems
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if not photos:
@@ -84,32 +95,40 @@ def _predict(options: argparse.Namespace) -> int:
 
         from padim_bottle.predict.drift import monitor_of
         from padim_bottle.predict.heatmaps import Pictures
+        from padim_bottle.predict.judge import judge
         from padim_bottle.predict.predictor import load_predictor
 
+    table = VerdictTable(options.csv)
     predictor = load_predictor(options.model, device=options.device, threads=options.threads, alpha=options.alpha)
-    note = None if options.fdr is None else explain_together(predictor, options.fdr, len(photos))
+    if options.fdr is not None:
+        explain_together(predictor.rule, options.fdr, len(photos))  # before the work: whether it can be done
     # Drift is a matter of order, so of a table.
     monitor = monitor_of(predictor.card) if options.csv else None
     pictures = None if options.output is None else Pictures(options.output, photos)
+    form = "json" if options.json else None if options.csv == "-" else "text"
+    # A table in a file is finished, whoever looks on.
+    screen = Screen(form, needed=table.file is None)
     verdicts: Counter[str] = Counter()
 
     def judged(bar: Any) -> Iterator[dict[str, Any]]:
         for path, outcome in judge(predictor, photos, options.batch_size):
             row = verdict_row(predictor.rule, path, outcome, monitor)
-            if pictures is not None and not isinstance(outcome, UserError):
-                pictures.write(path, outcome)
+            if pictures is not None and not isinstance(outcome, UserError) and (why := pictures.write(path, outcome)):
+                screen.say(f"no pictures: {why}")
             bar.update()
             yield row
 
-    with VerdictTable(options.csv, as_json=options.json) as table, tqdm(
-        total=len(photos), unit="photo", disable=None, leave=False
-    ) as bar:  # fmt: skip
+    with table, tqdm(total=len(photos), unit="photo", disable=None, leave=False) as bar:
         rows = judged(bar)
         for row in rows if options.fdr is None else judge_together(rows, options.fdr):
             verdicts[row.get("verdict", "unreadable")] += 1
             with bar.external_write_mode(file=sys.stdout):
                 table.add(row)
-    return _sum_up(verdicts, note, problems)
+                screen.add(row)
+    note = None
+    if options.fdr is not None:
+        note = explain_together(predictor.rule, options.fdr, verdicts.total() - verdicts["unreadable"])
+    return _sum_up(verdicts, screen, note, problems)
 
 
 def _watch(options: argparse.Namespace) -> int:
@@ -117,17 +136,17 @@ def _watch(options: argparse.Namespace) -> int:
         from padim_bottle.predict.drift import monitor_of
         from padim_bottle.predict.heatmaps import Pictures
         from padim_bottle.predict.predictor import load_predictor
-        from padim_bottle.predict.watch import VerdictLog, stop_signal, watch
+        from padim_bottle.predict.watch import stop_signal, watch
 
     predictor = load_predictor(options.model, device=options.device, threads=options.threads, alpha=options.alpha)
     pictures = None if options.output is None else Pictures(options.output, root=options.watch)
+    monitor = monitor_of(predictor.card)
+    screen = Screen("json" if options.json else "text", needed=False)
     verdicts: Counter[str] = Counter()
-    with (
-        VerdictLog(Path(options.csv)) as log,
-        VerdictTable(None, as_json=options.json) as screen,
-        stop_signal() as stop,
-    ):
-        print(f"Watching {options.watch}, {len(log)} photos are done. Ctrl-C ends it.", file=sys.stderr)
+    with VerdictLog(Path(options.csv), predictor.digest) as log, stop_signal() as stop:
+        screen.say(f"Watching {options.watch}, {len(log)} photos are done. Ctrl-C ends it.")
+        if monitor is None:
+            screen.say("Drift is not watched: the photos of this model's training are grouped, or were not calibrated.")
         for row in watch(
             predictor,
             options.watch,
@@ -135,17 +154,19 @@ def _watch(options: argparse.Namespace) -> int:
             stop,
             batch_size=options.batch_size,
             pictures=pictures,
-            monitor=monitor_of(predictor.card),
+            monitor=monitor,
+            say=screen.say,
         ):
             verdicts[row.get("verdict", "unreadable")] += 1
             screen.add(row)
-    return _sum_up(verdicts)
+    return _sum_up(verdicts, screen)
 
 
-def _sum_up(verdicts: Counter[str], note: str | None = None, problems: Sequence[str] = ()) -> int:
-    print(", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items())) or "no photo", file=sys.stderr)
+def _sum_up(verdicts: Counter[str], screen: Screen, note: str | None = None, problems: Sequence[str] = ()) -> int:
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()) if count)
+    screen.say(counts or "no photo")
     if note is not None:
-        print(note, file=sys.stderr)
+        screen.say(note)
     if problems or verdicts["unreadable"]:
         return 2
     return 1 if verdicts["anomalous"] else 0

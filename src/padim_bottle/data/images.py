@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from padim_bottle.errors import UserError, in_a_line
+from padim_bottle.errors import SystemTroubleError, UserError, in_a_line
 
 Image.init()
 FORMATS = tuple(
@@ -101,7 +101,9 @@ def _decode(path: str | Path, mode: str) -> np.ndarray:
 
 def _refusal(path: str | Path, error: Exception) -> UserError:
     if isinstance(error, OSError) and error.errno is not None:  # the file system's, not the decoder's
-        return UserError(f"Cannot read the image {path}: {error.strerror}. Check path and permissions.")
+        return SystemTroubleError(f"Cannot read the image {path}: {error.strerror}. Check path and permissions.")
+    if isinstance(error, MemoryError):
+        return SystemTroubleError(f"Cannot read the image {path}: memory ran out. Close other programs.")
     unknown = isinstance(error, UnidentifiedImageError)
     reason = "it is of no known image format" if unknown else in_a_line(error)
     return UserError(

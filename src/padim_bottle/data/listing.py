@@ -14,7 +14,7 @@ left out. ``is_photo(path)`` asks about one file, such as one that has just arri
 import glob
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +75,27 @@ def list_photos(folder: Path, *, subfolders: bool = True) -> Listing:
         subfolders: List the folders within it, too.
     """
     listing = Listing([], [], [], [])
+    for entry in walk_files(folder, subfolders=subfolders, listing=listing):
+        path = Path(entry.path)
+        if is_photo(path):
+            listing.photos.append(path)
+        elif path.exists():
+            listing.others.append(path)
+    for found in (listing.photos, listing.others, listing.folders):
+        found.sort()
+    return listing
+
+
+def walk_files(
+    folder: Path, *, subfolders: bool = True, listing: Listing | None = None
+) -> Iterator["os.DirEntry[str]"]:
+    """Yield the files of a folder that are not hidden; the disk is asked about folders and links alone.
+
+    Args:
+        folder: As of ``list_photos``.
+        subfolders: Go into the folders within it, too.
+        listing: Gets the folders, and those that could not be listed.
+    """
     seen: set[tuple[int, int]] = set()
     waiting, links = [folder], list[Path]()
     while waiting or links:
@@ -88,23 +109,27 @@ def list_photos(folder: Path, *, subfolders: bool = True) -> Listing:
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
-            listing.problems.append(f"Cannot list {printable(current)}: {error.strerror}. Check its permissions.")
+            if listing is not None:
+                listing.problems.append(f"Cannot list {printable(current)}: {error.strerror}. Check its permissions.")
             continue
         seen.add(identity)
         for entry in entries:
-            path = current / entry.name
-            if path.is_dir():
+            if not _is_folder(entry):
+                yield entry
+                continue
+            path = Path(entry.path)
+            if listing is not None:
                 listing.folders.append(path)
-                if subfolders:
-                    (links if entry.is_symlink() else waiting).append(path)
-            elif is_photo(path):
-                listing.photos.append(path)
-            elif path.exists():
-                listing.others.append(path)
+            if subfolders:
+                (links if entry.is_symlink() else waiting).append(path)
         links.sort(reverse=True)
-    for found in (listing.photos, listing.others, listing.folders):
-        found.sort()
-    return listing
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def is_photo(path: Path, folder: Path | None = None) -> bool:

@@ -18,9 +18,10 @@ from torchvision.transforms.v2 import functional
 from torchvision.tv_tensors import Mask
 
 from padim_bottle.data.images import read_mask
+from padim_bottle.data.listing import find_photos
 from padim_bottle.errors import UserError, in_a_line
 from padim_bottle.evaluation.metrics import GOOD, Predictions, Thresholds, evaluate
-from padim_bottle.predict.judge import find_photos, judge
+from padim_bottle.predict.judge import judge
 from padim_bottle.predict.predictor import ImagePrediction, Predictor, load_predictor, read_metrics
 
 SCORE_TOLERANCE = 1e-3
@@ -50,10 +51,7 @@ def find_proof_photos(run: Path, folder: Path | None) -> ProofPhotos:
         UserError: there are none.
     """
     if folder is not None:
-        paths, problems = find_photos([str(folder)])
-        if problems:
-            raise UserError(problems[0])
-        return ProofPhotos(paths, None)
+        return ProofPhotos(find_photos([str(folder)]).checked().photos, None)
     datamodule = _datamodule(run, "name a folder of photos with --images")
     samples = datamodule.test_data.samples
     if samples.empty:

@@ -62,7 +62,9 @@ def describe_padim(padim: Any, metrics: dict[str, Any] | None = None) -> dict[st
         scale = post_processor.image_scale if calibrated else post_processor.image_max - post_processor.image_min
         scale, score = scale.item(), SOFT if calibrated else LINEAR
         pixel_scale = post_processor.pixel_scale.item() if calibrated else None
-    map_means = post_processor.calibration_map_means.tolist() if calibrated else []
+    # Several photos of a part come in series, which the watch for drift would take for drift.
+    grouped = padim.group is not None or padim.copies == "group"
+    map_means = post_processor.calibration_map_means.tolist() if calibrated and not grouped else []
     return {
         "input": {**INPUT, "model_size": list(padim.input_size or ())},
         "outputs": OUTPUTS,

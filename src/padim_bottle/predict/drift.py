@@ -11,8 +11,12 @@ Averaging over what the N leave unknown, by a Dirichlet posterior of the distrib
 amounts to adding each photo to the N.) ``p_n`` is the share of means that are larger, so drift makes it small. A
 capital of 1 is spread over bets ``1 + e (1 - 2 p)``, with e from 1/4 to 1, and over the photos at which the drift may
 begin, ``1 / (n (n + 1))`` on the n-th. Under exchangeability it is expected to stay 1, so the chance that it ever
-exceeds 100 is at most 1 % (Ville's inequality). Only larger means are bet on: leave-one-out means are a little larger
+exceeds 100 is at most 1 % (Ville's inequality). Here that is near, and not exact: the means of the calibration are
+leave-one-out, and those of new photos are not. Only larger means are bet on: leave-one-out means are a little larger
 than those of new photos, and that alone is no drift.
+
+Several photos of one part are not exchangeable: with 8 photos a part, 96 % of series without drift would raise the
+alarm. So a model whose training photos are grouped has no monitor.
 
 **Measured.** Of 1,000 simulated series of 1,000 undisturbed photos, 5 raise the alarm with N = 60 leave-one-out means
 and 8 with N = 209; of 2,000 orders of 59 real bottles that a model of the other 150 never saw, none does. Made 10 %
@@ -34,8 +38,9 @@ ALARM = 100.0
 BETS = np.array([0.25, 0.5, 0.75, 1.0])
 
 WARNING = (
-    "drift: at {path} the photos no longer look like those of the calibration (evidence {evidence:.0f}, 100 or more by "
-    "chance in 1 % of all series). Check light, lens and camera, or train again with photos of today; judging goes on."
+    "drift: at {path} the photos no longer look like those of the calibration (evidence {evidence:.0f}; 100 or more by "
+    "chance in near 1 % of all series, or fewer). Check light, lens and camera, or train again with photos of today; "
+    "judging goes on."
 )
 
 
@@ -47,7 +52,7 @@ class DriftMonitor:
         seed: of the random ranks among equal means.
 
     Attributes:
-        evidence: the capital: 1 at the start, and above ``ALARM`` ever with a chance of at most 1 % without drift.
+        evidence: the capital: 1 at the start, and above ``ALARM`` ever with a chance of near 1 % or less without drift.
     """
 
     def __init__(self, calibration: Sequence[float], seed: int = 0) -> None:
@@ -73,5 +78,5 @@ class DriftMonitor:
 
 
 def monitor_of(card: dict[str, Any]) -> DriftMonitor | None:
-    """Return the monitor of the model that a card describes; None where its calibration has no means of maps."""
+    """Return the monitor of the model that a card describes; None where it has nothing to compare photos with."""
     return None if card["drift"] is None else DriftMonitor(card["drift"]["map_means"])

@@ -1,7 +1,6 @@
 """Heatmaps and masks beside the verdicts, at each photo's own size."""
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from padim_bottle.data.images import read_image
-from padim_bottle.errors import UserError
+from padim_bottle.errors import DISK_FULL, UserError
 from padim_bottle.predict.predictor import ImagePrediction
 from padim_bottle.report.panels import HeatmapScale, write_png
 
@@ -33,17 +32,16 @@ class Pictures:
         self.root = Path(os.path.commonpath(parents))
         self.taken = Counter(photo.with_suffix("") for photo in absolute)
 
-    def write(self, path: Path, prediction: ImagePrediction) -> None:
-        """Draw a photo, which is read once more; one that is gone by now has its verdict and no pictures.
+    def write(self, path: Path, prediction: ImagePrediction) -> str | None:
+        """Draw a photo, which is read once more; return why that cannot be done, ``None`` where it is.
 
         Raises:
-            UserError: the pictures cannot be written.
+            OSError: the disk is full.
         """
         try:
             photo = read_image(path)
         except UserError as error:
-            print(f"no pictures: {error}", file=sys.stderr)
-            return
+            return str(error)
         path = Path(os.path.abspath(path))  # noqa: PTH100
         # a.png and a.jpg in one folder keep their suffixes.
         name = path.stem if self.taken[path.with_suffix("")] == 1 else path.name
@@ -53,7 +51,10 @@ class Pictures:
             write_png(place / f"{name}_heatmap.png", heatmap)
             write_png(place / f"{name}_mask.png", mask)
         except OSError as error:
-            raise UserError(f"Cannot write the pictures to {place}: {error.strerror}.") from error
+            if error.errno in DISK_FULL:
+                raise
+            return f"Cannot write those of {path} to {place}: {error.strerror}."
+        return None
 
 
 def draw(photo: NDArray[np.uint8], prediction: ImagePrediction) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -1,67 +1,46 @@
-"""Photos of a command line: found, read ahead and judged in batches. Heavy imports are inside functions."""
+"""Photos read ahead and judged in batches."""
 
-from __future__ import annotations
-
-import glob
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from padim_bottle.data.images import read_image
 from padim_bottle.errors import UserError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from padim_bottle.predict.predictor import ImagePrediction, Predictor
-
-
-def find_photos(patterns: Iterable[str]) -> tuple[list[Path], list[str]]:
-    """Resolve files, folders (with all below them) and patterns, each photo once.
-
-    Returns:
-        The photos in the order of the arguments, sorted within each, and a sentence for each argument that names none.
-    """
-    from padim_bottle.data.layout import IMAGE_SUFFIXES
-
-    photos: dict[Path, None] = {}
-    problems = []
-    for pattern in patterns:
-        named = [Path(pattern)] if Path(pattern).exists() else sorted(map(Path, glob.glob(pattern, recursive=True)))  # noqa: PTH207
-        found = []
-        for path in named:
-            if path.is_dir():
-                below = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-                found += sorted(file for file in below if not _hidden(file.relative_to(path)) and not file.is_dir())
-            elif len(named) == 1 or path.suffix.lower() in IMAGE_SUFFIXES:
-                found.append(path)
-        if not found:
-            problems.append(f"There is no photo {pattern}." if not named else f"There are no photos in {pattern}.")
-        photos.update(dict.fromkeys(found))
-    return list(photos), problems
+from padim_bottle.predict.predictor import ImagePrediction, Predictor
 
 
 def judge(
-    predictor: Predictor, photos: Sequence[Path], batch_size: int
+    predictor: Predictor,
+    photos: Sequence[Path],
+    batch_size: int,
+    read: Callable[[Path], NDArray[np.uint8]] = read_image,
 ) -> Iterator[tuple[Path, ImagePrediction | UserError]]:
     """Predict photos in batches, in order; one that cannot be read comes with its error.
 
     Photos are read and brought to the model's size in threads, at most two batches beforehand: memory does not grow
     with their number, and little with their size.
-    """
-    from padim_bottle.data.images import read_image
 
-    def read(path: Path) -> NDArray[np.float32] | UserError:
+    Args:
+        predictor: the model.
+        photos: to judge.
+        batch_size: photos at a time.
+        read: returns a photo (h, w, 3), RGB.
+    """
+
+    def prepared(path: Path) -> NDArray[np.float32] | UserError:
         try:
-            return predictor.prepare(read_image(path))
+            return predictor.prepare(read(path))
         except UserError as error:
             return error
 
-    readings = zip(photos, read_ahead(read, photos, 2 * batch_size), strict=True)
+    readings = zip(photos, read_ahead(prepared, photos, 2 * batch_size), strict=True)
     while batch := list(islice(readings, batch_size)):
         whole = [(path, photo) for path, photo in batch if not isinstance(photo, UserError)]
         outcomes = iter(_predict(predictor, whole))
@@ -91,7 +70,3 @@ def read_ahead(read: Callable[[Path], Any], photos: Sequence[Path], ahead: int) 
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)

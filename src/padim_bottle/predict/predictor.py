@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from padim_bottle.errors import UserError, in_a_line
+from padim_bottle.files import sha256
 from padim_bottle.model.rule import Rule, raw_scores
 from padim_bottle.predict.card import CARD, MODEL_FILES, describe_padim, read_card
 from padim_bottle.predict.photo_resize import resize_photo
@@ -51,15 +52,17 @@ class Predictor:
         card: what is known about the model, see ``card``.
         run: the model itself.
         alpha: judge images at this false-alarm rate instead of the one chosen in training.
+        digest: of the model's file: tells it from others.
 
     Attributes:
         rule: turns image scores into p-values and verdicts.
         size: height and width that ``prepare`` brings photos to; empty to leave that to the model.
     """
 
-    def __init__(self, name: str, card: dict[str, Any], run: Run, alpha: float | None = None) -> None:
+    def __init__(self, name: str, card: dict[str, Any], run: Run, alpha: float | None = None, digest: str = "") -> None:
         self.name = name
         self.card = card
+        self.digest = digest
         self._run = run
         self.size = card["input"]["model_size"]
         self._trained = Rule.of_card(card)
@@ -130,7 +133,7 @@ def load_predictor(
     if (path / CARD).is_file():
         card = read_card(path)
         load = {"onnx": _load_onnx, "openvino": _load_openvino}[card["format"]]
-        return Predictor(card["format"], card, load(path, card, threads), alpha)
+        return Predictor(card["format"], card, load(path, card, threads), alpha, sha256(path / CARD))
     checkpoint = path if path.is_file() else path / "model.ckpt"
     if checkpoint.is_file():
         return _load_checkpoint(checkpoint, device, threads, alpha)
@@ -173,7 +176,7 @@ def _load_checkpoint(path: Path, device: str, threads: int | None, alpha: float 
             outputs = {"raw_score": raw.pred_score, **network.judge(raw)._asdict()}
             return {name: value.cpu().numpy() for name, value in outputs.items()}
 
-    return Predictor("torch", card, run, alpha)
+    return Predictor("torch", card, run, alpha, sha256(path))
 
 
 def _load_onnx(folder: Path, card: dict[str, Any], threads: int | None) -> Run:
