@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from padim_bottle.evaluation.metrics import Predictions, Thresholds, evaluate, predictions_table
+from padim_bottle.evaluation.metrics import evaluate
+from padim_bottle.evaluation.predictions import Predictions, Thresholds, predictions_table
 from padim_bottle.model.rule import Rule
 from padim_bottle.report.panels import HeatmapScale, draw_panels, write_strip
 from padim_bottle.runs.finished import DATA_FILE, save_data, strip_path

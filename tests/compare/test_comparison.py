@@ -25,7 +25,8 @@ from padim_bottle.compare.statistics import (
     summarise,
 )
 from padim_bottle.errors import UserError
-from padim_bottle.evaluation.metrics import Predictions, Thresholds, evaluate, predictions_table
+from padim_bottle.evaluation.metrics import evaluate
+from padim_bottle.evaluation.predictions import Predictions, Thresholds, predictions_table
 from padim_bottle.runs.table import defect_metrics, read_predictions, read_runs
 
 REPOSITORY = Path(__file__).parents[2]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, f1_score, precision_score, recall_score, roc_auc_score
 
 from padim_bottle.errors import UserError
-from padim_bottle.evaluation.metrics import Predictions, Thresholds, evaluate, predictions_table
+from padim_bottle.evaluation.metrics import evaluate
+from padim_bottle.evaluation.predictions import Predictions, Thresholds, predictions_table
 
 NONE = Thresholds(None, None, "none")
 SIZE = 24

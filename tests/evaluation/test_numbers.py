@@ -12,7 +12,8 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, precision_recall_curve, roc_auc_score
 
 from padim_bottle.evaluation.curves import region_weights, trace_curve
-from padim_bottle.evaluation.metrics import Predictions, Thresholds, evaluate
+from padim_bottle.evaluation.metrics import evaluate
+from padim_bottle.evaluation.predictions import Predictions, Thresholds
 from padim_bottle.model.gaussian import COVARIANCE_EPSILON, PatchGaussians
 from padim_bottle.model.network import PadimModel
 

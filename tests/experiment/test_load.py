@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from padim_bottle.data.synthetic import write_bottles
-from padim_bottle.evaluation.metrics import Predictions, Thresholds, evaluate
+from padim_bottle.evaluation.metrics import evaluate
+from padim_bottle.evaluation.predictions import Predictions, Thresholds
 from padim_bottle.model.network import PadimModel
 from padim_bottle.model.padim import Padim
 

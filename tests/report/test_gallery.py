@@ -11,7 +11,7 @@ from recorded_runs import TYPES, write_run
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from padim_bottle.evaluation.curves import region_weights, trace_curve
-from padim_bottle.evaluation.metrics import Predictions
+from padim_bottle.evaluation.predictions import Predictions
 from padim_bottle.report import gallery as figures
 from padim_bottle.report.gallery import FIGURES, draw_figures, render, save_figures
 from padim_bottle.report.photo_figures import draw_side_by_side

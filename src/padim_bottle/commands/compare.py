@@ -62,12 +62,12 @@ def _compare(options: argparse.Namespace) -> int:
 def _print_key_figures(table: pd.DataFrame) -> None:
     from padim_bottle.compare.markdown import display_names, key_figures, verdicts
     from padim_bottle.compare.statistics import paired_differences
-    from padim_bottle.report.html import COLUMNS
+    from padim_bottle.evaluation.metrics import headings
     from padim_bottle.tables import DASH
 
     for name, _, *cells in (row.cells for row in key_figures(table)):
         print(f"{name}:")
-        for label, cell in zip(COLUMNS.values(), cells, strict=True):
+        for label, cell in zip(headings().values(), cells, strict=True):
             print(f"  {label:<20} {cell or DASH}")
     for sentence in verdicts(paired_differences(table), display_names(table)):
         print(sentence)

@@ -5,15 +5,13 @@ import pandas as pd
 
 from padim_bottle.compare.statistics import false_alarms
 from padim_bottle.data.layout import CATEGORIES
+from padim_bottle.evaluation.metrics import headings
 from padim_bottle.report.published import PUBLISHED_MEANS
 
-CATEGORY_METRICS = ("image_AUROC", "pixel_AUROC", "pixel_AUPRO", "pixel_AUPIMO")
-_COLUMNS = (
-    *("model", "category", "categories", "seeds"),
-    *CATEGORY_METRICS,
-    *(f"{metric}_std" for metric in CATEGORY_METRICS),
-    *("false_alarms", "good_images", "alarm_rate", "alarm_low", "alarm_high"),
-)
+
+def category_metrics() -> dict[str, str]:
+    """Return key and heading of the metrics that are shown for each category: those that need no threshold."""
+    return headings(threshold="none")
 
 
 def of_models(runs: pd.DataFrame) -> pd.DataFrame:
@@ -30,11 +28,11 @@ def of_models(runs: pd.DataFrame) -> pd.DataFrame:
 def by_category(runs: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each model and category, and below each model's one for the mean of its categories.
 
-    Columns: model, category ('Mean' for the mean), categories, seeds, ``CATEGORY_METRICS`` (means over seeds), the
+    Columns: model, category ('Mean' for the mean), categories, seeds, ``category_metrics`` (means over seeds), the
     same with ``_std`` (over seeds; of the mean: of the seeds that all categories have), false_alarms, good_images,
     alarm_rate, alarm_low, alarm_high (see ``false_alarms``; of the mean: of all good images).
     """
-    columns = list(CATEGORY_METRICS)
+    columns = list(category_metrics())
     rows = []
     for model, of_model in of_models(runs).groupby("model", sort=False):
         categories = dict(list(of_model.groupby("category", sort=True)))
@@ -44,15 +42,18 @@ def by_category(runs: pd.DataFrame) -> pd.DataFrame:
         common = set.intersection(*(set(group["seed"]) for group in categories.values()))
         seeds = of_model[of_model["seed"].isin(common)].groupby("seed")[columns].mean()
         rows.append(_row(model, "Mean", of_model, means, seeds.std()))
-    return pd.DataFrame(rows, columns=_COLUMNS)
+    names = ("model", "category", "categories", "seeds", *columns, *(f"{metric}_std" for metric in columns))
+    of_alarms = ("false_alarms", "good_images", "alarm_rate", "alarm_low", "alarm_high")
+    return pd.DataFrame(rows, columns=[*names, *of_alarms])
 
 
 def published_means(runs: pd.DataFrame) -> list[tuple[str, str, list[float | None]]]:
-    """Return the averages that others published, as name, backbone and ``CATEGORY_METRICS``; none beside other data."""
+    """Return the averages that others published, as name, backbone and ``category_metrics``; none beside other data."""
     real = ~(runs["synthetic"] | runs["random_weights"]) & runs["category"].isin(CATEGORIES)
     if not real.all():
         return []
-    return [(row.source, row.backbone, [getattr(row, name) for name in CATEGORY_METRICS]) for row in PUBLISHED_MEANS]
+    names = category_metrics()
+    return [(row.source, row.backbone, [getattr(row, name, None) for name in names]) for row in PUBLISHED_MEANS]
 
 
 def _row(model: str, category: str, group: pd.DataFrame, mean: pd.Series, std: pd.Series) -> dict[str, object]:

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from padim_bottle.compare.markdown import display_names, is_comparable, is_real
 from padim_bottle.compare.statistics import summarise
+from padim_bottle.evaluation.metrics import headings, labels
 from padim_bottle.report.published import PUBLISHED
 from padim_bottle.report.score_figures import LINES, plain
-from padim_bottle.runs.table import KEY_METRICS, METRICS
 
 
 def draw_comparison(table: pd.DataFrame) -> Figure:
@@ -22,7 +22,7 @@ def draw_comparison(table: pd.DataFrame) -> Figure:
     names = display_names(drawn)
     published = PUBLISHED if is_comparable(drawn).any() else ()
     summary = summarise(drawn).set_index(["experiment", "metric"])
-    metrics = [metric for metric in KEY_METRICS if drawn[metric].notna().any()] or ["image_AUROC"]
+    metrics = [metric for metric in headings(sees_labels=False) if drawn[metric].notna().any()] or ["image_AUROC"]
     # An experiment's row is as high as two of published figures.
     heights = [*(2 * i + 0.5 for i in range(len(names))), *(2 * len(names) + i for i in range(len(published)))]
     bottom = 2 * len(names) + len(published) - 0.5
@@ -33,7 +33,7 @@ def draw_comparison(table: pd.DataFrame) -> Figure:
         axes.set_axis_off()
     for metric, axes in zip(metrics, panels.flat, strict=False):
         tuned = "\n(published: tuned on the test labels)" if published and metric == "image_F1Score" else ""
-        axes.set_title(METRICS[metric] + tuned, fontsize=10)
+        axes.set_title(labels()[metric] + tuned, fontsize=10)
         axes.locator_params(axis="x", nbins=5)
         axes.ticklabel_format(axis="x", useOffset=False)
         axes.grid(axis="x", color="0.9", linewidth=0.8)
@@ -45,7 +45,7 @@ def draw_comparison(table: pd.DataFrame) -> Figure:
             if len(values):
                 _draw_runs(axes, values, summary.loc[(experiment, metric)], y, colour)
         for row, y in zip(published, heights[len(names) :], strict=True):
-            value = getattr(row, "image_F1Score_anomalib" if metric == "image_F1Score" else metric)
+            value = getattr(row, "image_F1Score_anomalib" if metric == "image_F1Score" else metric, None)
             if value is not None:
                 axes.plot(value, y, marker="D", markersize=4.5, color="0.55", markerfacecolor="none")
     first = panels[0, 0]

@@ -6,18 +6,20 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from padim_bottle.compare.categories import CATEGORY_METRICS, by_category, of_models, published_means
+from padim_bottle.compare.categories import by_category, category_metrics, of_models, published_means
 from padim_bottle.compare.statistics import RESAMPLES, false_alarms, image_bootstrap, paired_differences, summarise
-from padim_bottle.report.html import AUPIMO_NOTE, COLUMNS, METRICS_NOTE, comparison_table, describe_setup
-from padim_bottle.runs.table import METRICS, RESOURCES, FinishedRuns, defect_metrics
+from padim_bottle.evaluation.metrics import headings, labels
+from padim_bottle.report.html import AUPIMO_NOTE, METRICS_NOTE, comparison_table, describe_setup
+from padim_bottle.runs.table import RESOURCES, FinishedRuns, defect_metrics
 from padim_bottle.tables import DASH, Row, Table, escape_markdown, figure, mean_and_spread
 
-METRICS_OF = {
-    "ranking": ("image_AUROC", "image_AUPR"),
-    "own_threshold": ("image_F1Score", "image_precision", "image_recall", "image_false_alarm_rate"),
-    "tuned": ("image_F1Max", "image_F1Score_anomalib"),
-    "pixels": [name for name in METRICS if name.startswith("pixel_")],
+METRICS_OF: dict[str, dict[str, str]] = {
+    "ranking": {"level": "image", "threshold": "none"},
+    "own_threshold": {"level": "image", "threshold": "own"},
+    "tuned": {"level": "image", "threshold": "tuned"},
+    "pixels": {"level": "pixel"},
 }
+"""Which metrics each section shows."""
 REASONS = {
     "cannot tell": "cannot be told apart (the interval includes 0)",
     "different data": "not compared, their data differ",
@@ -38,10 +40,7 @@ def report(runs: FinishedRuns) -> str:
     both = table["experiment"].isin({*compared["first"], *compared["second"]})
     tables = {
         "experiments": _experiments_table(table, names),
-        **{
-            kind: _metrics_table(summary, {name: METRICS[name] for name in chosen}, names)
-            for kind, chosen in METRICS_OF.items()
-        },
+        **{kind: _metrics_table(summary, labels(**chosen), names) for kind, chosen in METRICS_OF.items()},
         "alarms": _alarms_table(alarms, names),
         "bootstrap": _bootstrap_table(bootstrap, names),
         "defects": _metrics_table(summary, defect_metrics(table), names),
@@ -103,14 +102,16 @@ def display_names(table: pd.DataFrame) -> dict[str, str]:
 
 
 def key_figures(table: pd.DataFrame) -> list[Row]:
-    """Return a row an experiment: mean and standard deviation over seeds of each of ``COLUMNS``."""
+    """Return a row an experiment: mean and standard deviation over seeds of each headline metric."""
     names, rows = display_names(table), []
     for experiment, group in table.groupby("experiment", sort=False):
-        first, cells = group.iloc[0], []
-        for metric in COLUMNS:
-            # A threshold that has seen the defects is no match for one that has not.
-            comparable = metric != "image_F1Score" or group["alpha"].notna().any()
-            cells.append(mean_and_spread(group[metric].mean(), group[metric].std()) if comparable else None)
+        first = group.iloc[0]
+        # A threshold that has seen the defects is no match for one that has not.
+        tuned = headings(threshold="own") if group["alpha"].isna().all() else {}
+        cells = [
+            None if metric in tuned else mean_and_spread(group[metric].mean(), group[metric].std())
+            for metric in headings()
+        ]
         setup = describe_setup(first["weights"], first["image_size"].split("x") if first["image_size"] else None)
         rows.append(Row([f"{names[experiment]}, {len(group)} seed{'s' * (len(group) > 1)}", setup, *cells], own=True))
     return rows
@@ -125,7 +126,7 @@ def verdicts(differences: pd.DataFrame, names: dict[str, str]) -> list[str]:
             too_few += 1
             continue
         told = [
-            f"{METRICS[row.metric]} ({names[first if row.finding == 'higher' else second]} higher by "
+            f"{labels()[row.metric]} ({names[first if row.finding == 'higher' else second]} higher by "
             f"{abs(row.difference):.5f})"
             for row in pair.itertuples()
             if row.finding in ("higher", "lower")
@@ -133,7 +134,7 @@ def verdicts(differences: pd.DataFrame, names: dict[str, str]) -> list[str]:
         parts = [f"these seeds tell the two apart in {', '.join(told)}"] if told else []
         rest = pair[pair["finding"].isin(list(REASONS))].groupby("finding", sort=False)["metric"]
         for finding, metrics in rest:
-            which = "" if len(metrics) == len(pair) else f"{', '.join(METRICS[metric] for metric in metrics)}: "
+            which = "" if len(metrics) == len(pair) else f"{', '.join(labels()[metric] for metric in metrics)}: "
             parts.append(which + REASONS[finding])
         sentences.append(f"{names[first]} and {names[second]}: {'; '.join(parts)}.")
     if too_few:
@@ -165,7 +166,7 @@ def _categories_table(categories: pd.DataFrame) -> Table:
     """Return a row a category, the columns of all models side by side, and a last row of means."""
     models = list(categories["model"].unique())
     header = ["category"]
-    header += [f"{METRICS[metric]}, {model}" for metric in CATEGORY_METRICS for model in models]
+    header += [f"{labels()[metric]}, {model}" for metric in category_metrics() for model in models]
     header += [f"false alarms, {model}" for model in models]
     rows = []
     # The means last; there are none without categories.
@@ -173,7 +174,7 @@ def _categories_table(categories: pd.DataFrame) -> Table:
         of_model = {row["model"]: row for row in categories[categories["category"] == category].to_dict("records")}
         found = [of_model.get(model, {}) for model in models]
         cells = [
-            mean_and_spread(row.get(metric), row.get(f"{metric}_std")) for metric in CATEGORY_METRICS for row in found
+            mean_and_spread(row.get(metric), row.get(f"{metric}_std")) for metric in category_metrics() for row in found
         ]
         cells += [f"{row['false_alarms']} of {row['good_images']}" if row.get("good_images") else None for row in found]
         rows.append(Row([category, *cells], own=category == "Mean"))
@@ -187,7 +188,7 @@ def _category_means_table(categories: pd.DataFrame, published: Sequence[tuple[st
             [
                 f"{row['model']}, {row['seeds']} seed{'s' * (row['seeds'] > 1)}",
                 str(row["categories"]),
-                *(mean_and_spread(row[metric], row[f"{metric}_std"]) for metric in CATEGORY_METRICS),
+                *(mean_and_spread(row[metric], row[f"{metric}_std"]) for metric in category_metrics()),
                 f"{_percent(row['alarm_rate'])} {_interval(row['alarm_low'], row['alarm_high'], _percent)}"
                 if row["good_images"]
                 else None,
@@ -197,7 +198,7 @@ def _category_means_table(categories: pd.DataFrame, published: Sequence[tuple[st
         for row in categories[categories["category"] == "Mean"].to_dict("records")
     ]
     rows += [Row([f"{source}, {backbone}", "15", *map(figure, values), None]) for source, backbone, values in published]
-    header = ["", "categories", *(METRICS[metric] for metric in CATEGORY_METRICS), "false alarms, 95 % interval"]
+    header = ["", "categories", *(labels()[metric] for metric in category_metrics()), "false alarms, 95 % interval"]
     return Table(header, rows)
 
 
@@ -223,7 +224,7 @@ def _alarms_table(alarms: pd.DataFrame, names: dict[str, str]) -> Table:
 
 def _bootstrap_table(bootstrap: pd.DataFrame, names: dict[str, str]) -> Table:
     rows = [
-        Row([names[row.experiment], row.figure, METRICS[row.metric], figure(row.value), _interval(row.low, row.high)])
+        Row([names[row.experiment], row.figure, labels()[row.metric], figure(row.value), _interval(row.low, row.high)])
         for row in bootstrap.itertuples()
     ]
     return Table(["experiment", "figure of", "metric", "value", "95 % interval"], rows)
@@ -249,7 +250,7 @@ def _differences_table(compared: pd.DataFrame, names: dict[str, str]) -> Table:
     rows = [
         Row([
             f"{names[row.first]} − {names[row.second]}",
-            METRICS[row.metric],
+            labels()[row.metric],
             str(row.seeds),
             f"{row.difference:+.5f}",
             _interval(row.low, row.high, "{:+.5f}".format),

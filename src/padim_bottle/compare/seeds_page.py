@@ -11,9 +11,10 @@ from padim_bottle.compare.maps import draw_maps
 from padim_bottle.compare.markdown import display_names, is_comparable, is_real, key_figures, verdicts
 from padim_bottle.compare.statistics import paired_differences
 from padim_bottle.errors import UserError
+from padim_bottle.evaluation.metrics import headings
 from padim_bottle.files import write_whole
 from padim_bottle.report.gallery import render
-from padim_bottle.report.html import COLUMNS, METRICS_NOTE, comparison_table, data_source, render_page
+from padim_bottle.report.html import METRICS_NOTE, comparison_table, data_source, render_page
 from padim_bottle.runs.table import read_runs
 from padim_bottle.tables import Row, Table, figure
 
@@ -45,7 +46,7 @@ def write_sweep_report(folders: Sequence[Path], output: Path) -> Path:
     for row in table.itertuples():
         link = Path(row.folder, "report.html")
         address = Path(os.path.relpath(link, output.resolve())).as_posix() if link.is_file() else None
-        cells = [figure(getattr(row, name)) for name in COLUMNS]
+        cells = [figure(getattr(row, name)) for name in headings()]
         rows.append(Row([f"{names[row.experiment]}, seed {row.seed}", *cells], link=address))
     title = names[next(iter(names))] if len(names) == 1 else f"{len(names)} experiments over their seeds"
     text = render_page(
@@ -61,7 +62,7 @@ def write_sweep_report(folders: Sequence[Path], output: Path) -> Path:
         caption="Each dot is a run, each bar the mean over seeds and its 95 % t interval. What overlaps is not told "
         "apart; the axes are narrow, so that differences in the third digit can be seen.",
         maps=_maps(table),
-        runs=Table(["", *COLUMNS.values()], rows, title="All runs"),
+        runs=Table(["", *headings().values()], rows, title="All runs"),
         footer=f"{len(table)} runs.",
     )
     try:

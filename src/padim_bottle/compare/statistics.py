@@ -10,7 +10,8 @@ import pandas as pd
 import scipy  # its submodules are loaded when they are first used
 
 from padim_bottle.evaluation.differences import CONFIDENCE, paired_difference
-from padim_bottle.runs.table import COUNTS, KEY_METRICS, METRICS, RESOURCES, defect_metrics, read_predictions
+from padim_bottle.evaluation.metrics import headings, labels
+from padim_bottle.runs.table import COUNTS, RESOURCES, defect_metrics, read_predictions
 
 RESAMPLES = 2000
 
@@ -24,7 +25,7 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     Columns: experiment, metric, seeds (that have a value), mean, std (n - 1), low and high (Student's t interval of the
     mean, not defined for one seed).
     """
-    metrics = [*METRICS, *defect_metrics(runs), *RESOURCES]
+    metrics = [*labels(), *defect_metrics(runs), *RESOURCES]
     values = runs.astype(dict.fromkeys(metrics, float)).melt("experiment", metrics, var_name="metric").dropna()
     summary = (
         values.groupby(["experiment", "metric"], sort=False)["value"]
@@ -43,7 +44,7 @@ def mean_rows(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for _, group in runs.groupby("experiment", sort=False):
         shared = {name: group[name].iloc[0] for name in group if group[name].nunique(dropna=False) == 1}
-        metrics = group[[*METRICS, *defect_metrics(runs)]].mean()
+        metrics = group[[*labels(), *defect_metrics(runs)]].mean()
         costs = group.loc[group["features_from_seed"].isna(), list(RESOURCES)].astype(float).mean()
         rows.append({**shared, **metrics, **costs, "seed": pd.NA})
     means = pd.DataFrame(rows, columns=runs.columns)
@@ -52,7 +53,7 @@ def mean_rows(runs: pd.DataFrame) -> pd.DataFrame:
     return means
 
 
-def paired_differences(runs: pd.DataFrame, metrics: Sequence[str] = KEY_METRICS) -> pd.DataFrame:
+def paired_differences(runs: pd.DataFrame) -> pd.DataFrame:
     """Compare each pair of experiments on one category seed by seed.
 
     Columns: first, second, metric, seeds (that both have), difference (mean of first - second), low and high (paired
@@ -60,7 +61,7 @@ def paired_differences(runs: pd.DataFrame, metrics: Sequence[str] = KEY_METRICS)
     'higher', 'lower', 'cannot tell', or why nothing was computed.
     """
     tables = dict(list(runs.groupby("experiment", sort=False)))
-    metrics = [metric for metric in metrics if runs[metric].notna().any()]
+    metrics = [metric for metric in headings(sees_labels=False) if runs[metric].notna().any()]
     rows = []
     for (first, one), (second, other) in combinations(tables.items(), 2):
         if one["category"].iloc[0] != other["category"].iloc[0]:

@@ -16,6 +16,7 @@ because anomalib starts at the false positive rate nearest to 1e-5.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 from scipy import ndimage
@@ -27,6 +28,7 @@ PIMO_FPR_BOUNDS = (1e-5, 1e-4)
 """AUPIMO integrates between these (Bertoldo et al., BMVC 2024, and anomalib's default)."""
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Curve:
     """Counts at every distinct score of a defective sample, in ascending order of the score.
@@ -62,9 +64,16 @@ class Curve:
     @property
     def f1_max(self) -> tuple[float, float]:
         """The largest F1 score and the lowest threshold (score >= threshold) that reaches it."""
-        f1 = 2 * self.true_positives / (self.true_positives + self.false_positives + self.positives)
+        f1 = self._f1()
         best = int(np.argmax(f1))
         return float(f1[best]), float(self.thresholds[best])
+
+    @property
+    def f1_above_best(self) -> float:
+        """The F1 score at the threshold of ``f1_max`` where only score > threshold counts."""
+        best = int(np.argmax(self._f1()))
+        hits = int(self.true_positives[best] - self._tied()[best])
+        return 2 * hits / (hits + int(self.false_positives_above[best]) + self.positives)
 
     def aupro(self, fpr_limit: float = FPR_LIMIT) -> float:
         """Area under the per-region overlap over the false positive rate in [0, fpr_limit], over fpr_limit.
@@ -84,6 +93,9 @@ class Curve:
         slope = (pro[cut] - pro[cut - 1]) / (fpr[cut] - fpr[cut - 1])
         fpr[cut], pro[cut] = fpr_limit, pro[cut - 1] + slope * (fpr_limit - fpr[cut - 1])
         return float(trapezoid(pro[: cut + 1], fpr[: cut + 1]) / fpr_limit)
+
+    def _f1(self) -> np.ndarray:
+        return 2 * self.true_positives / (self.true_positives + self.false_positives + self.positives)
 
     def _tied(self) -> np.ndarray:
         """Return how many defective samples (T,) have exactly the score of each threshold."""

@@ -1,139 +1,183 @@
-"""Turn raw predictions on a test set into metrics.
+"""The metrics, each named once: what it is called, how it is computed, where it is shown.
 
-Every metric is computed on raw scores and a sample counts as defective when score >= threshold, so that
-the score a threshold was read from lies on its defective side. anomalib's labels are score > threshold
-(anomalib/post_processing/post_processor.py, 2.7.0), which misses the very image its threshold comes from;
-image_F1Score_anomalib shows what that costs. How the curves are made, and why not by anomalib: see curves.py.
-
-Memory: beside the maps and masks, a copy of the maps and masks of one defect type at a time, its int32
-region labels and the sorted normal pixels, about 13 bytes a pixel at worst. 2000 maps of
-256 x 256 (131 million pixels) took 8 s on two CPU cores and 2.2 GB, inputs included.
+Every metric is computed on raw scores, and a sample counts as defective when score >= threshold. anomalib's labels are
+score > threshold (anomalib/post_processing/post_processor.py, 2.7.0), which misses the very image its threshold comes
+from; image_F1Score_anomalib shows what that costs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 
-from padim_bottle.errors import UserError
-from padim_bottle.evaluation.curves import Curve, aupimo, region_weights, trace_curve
+from padim_bottle.evaluation.curves import Curve
+from padim_bottle.evaluation.predictions import ALL_DEFECTS, GOOD, Predictions, Thresholds, at_least, confusion_matrix
 
-GOOD = "good"
-"""MVTec AD's folder name for images without a defect."""
+F1_MAX_SOURCE = "maximises F1 on the test labels: it has seen the defects"
 
 
 @dataclass(frozen=True, eq=False)
-class Predictions:
-    """What a model said about N test images (N may be 0), and the ground truth.
+class Evidence:
+    """What a metric may look at: all test images, or the good ones and those of one defect type.
 
-    image_paths: N paths.
-    defect_types: N names, 'good' or the defect's.
-    labels: (N,) bool, True for defective, hence exactly where defect_types is not 'good'.
-    scores: (N,) float, raw image scores; higher is more anomalous.
-    anomaly_maps: (N, H, W) float32, raw pixel scores, or None.
-    masks: (N, H, W) bool, True on a defect, or None. A defective image may have an empty mask (its pixels
-        then count as normal), a good image may not have any other.
-    unmasked: (N,) bool, True for a defective image whose mask is not known, or None: all are known. Pixel metrics
-        leave such an image out.
-
-    Raises ValueError for shapes that do not fit together and UserError, naming the first image at fault,
-    for scores that are not finite and for ground truth that contradicts itself.
+    Attributes:
+        predictions: on all test images.
+        thresholds: the run's own.
+        defect: the type, or ``ALL_DEFECTS``.
     """
 
-    image_paths: list[str]
-    defect_types: list[str]
-    labels: np.ndarray
-    scores: np.ndarray
-    anomaly_maps: np.ndarray | None = None
-    masks: np.ndarray | None = None
-    unmasked: np.ndarray | None = None
+    predictions: Predictions
+    thresholds: Thresholds
+    defect: str = ALL_DEFECTS
 
-    def __post_init__(self) -> None:
-        n = len(self.image_paths)
-        shapes = {
-            "defect_types": (len(self.defect_types),),
-            "labels": self.labels.shape,
-            "scores": self.scores.shape,
-        }
-        for name, shape in shapes.items():
-            if shape != (n,):
-                raise ValueError(f"{name} has shape {shape}, expected {(n,)}: one entry an image")
-        for name in ("anomaly_maps", "masks"):
-            array = getattr(self, name)
-            if array is not None and (array.ndim != 3 or len(array) != n):
-                raise ValueError(f"{name} has shape {array.shape}, expected ({n}, height, width)")
-        if self.labels.dtype != bool or (self.masks is not None and self.masks.dtype != bool):
-            raise ValueError("labels and masks must be boolean arrays")
-        maps, masks = self.anomaly_maps, self.masks
-        if maps is not None and masks is not None and maps.shape != masks.shape:
-            raise ValueError(f"anomaly_maps {maps.shape} and masks {masks.shape} differ in shape")
+    @property
+    def images(self) -> Curve | None:
+        """The images' curve; ``None`` without good or without defective images."""
+        return self.predictions.image_curves.get(self.defect)
 
-        self._refuse(~np.isfinite(self.scores), "its anomaly score is not a finite number")
-        self._refuse(
-            self.labels != (np.array(self.defect_types) != GOOD),
-            "its label and its defect type contradict each other",
-        )
-        if self.anomaly_maps is not None:
-            finite = np.array([np.isfinite(image).all() for image in self.anomaly_maps])
-            self._refuse(~finite, "its anomaly map holds values that are not finite numbers")
-        if self.masks is not None:
-            self._refuse(self.masks.any(axis=(1, 2)) & ~self.labels, "it is labelled good but its mask marks a defect")
+    @property
+    def pixels(self) -> Curve | None:
+        """The pixels' curve, of the images whose masks are known; ``None`` where there is none."""
+        return self.predictions.pixel_curves.get(self.defect)
 
-    def pixels(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return anomaly_maps and masks; raise ValueError where there are none."""
-        if self.anomaly_maps is None or self.masks is None:
-            raise ValueError("these predictions have no anomaly maps or no masks")
-        return self.anomaly_maps, self.masks
+    @cached_property
+    def overlaps(self) -> np.ndarray:
+        """AUPIMO of each defective image that has one."""
+        overlaps = self.predictions.overlaps[self._chosen(self.predictions)]
+        return overlaps[~np.isnan(overlaps)]
 
-    def with_masks(self) -> "Predictions | None":
-        """Return the predictions on images whose masks are known; ``None`` where that leaves no good or defective one.
-
-        Without defective images at all the good ones are returned, for what their pixels tell.
-        """
-        if self.anomaly_maps is None or self.masks is None or not len(self.labels):
+    @cached_property
+    def image_counts(self) -> dict[str, int] | None:
+        """The images' confusion matrix at the run's own threshold, if it has one."""
+        chosen = self._chosen(self.predictions)
+        if self.thresholds.image is None or not chosen.any():
             return None
-        if self.unmasked is None or not self.unmasked.any():
-            return self
-        known = ~self.unmasked
-        if not self.labels[known].any():
-            return None
-        return Predictions(
-            [path for path, kept in zip(self.image_paths, known, strict=True) if kept],
-            [name for name, kept in zip(self.defect_types, known, strict=True) if kept],
-            self.labels[known],
-            self.scores[known],
-            self.anomaly_maps[known],
-            self.masks[known],
-        )
+        called = self.predictions.scores.astype(np.float64) >= self.thresholds.image
+        return confusion_matrix(called[chosen], self.predictions.labels[chosen])
 
-    def _refuse(self, faulty: np.ndarray, reason: str) -> None:
-        if faulty.any():
-            count = int(faulty.sum())
-            others = f" (and {count - 1} more)" if count > 1 else ""
-            raise UserError(f"Cannot evaluate {self.image_paths[int(np.argmax(faulty))]}{others}: {reason}.")
+    @cached_property
+    def pixel_counts(self) -> dict[str, int] | None:
+        """The pixels' confusion matrix at the run's own threshold, if it has one."""
+        known = self.predictions.with_masks()
+        if self.thresholds.pixel is None or known is None:
+            return None
+        maps, masks = known.pixels()
+        if self.defect != ALL_DEFECTS:
+            maps, masks = (array[self._chosen(known)] for array in (maps, masks))
+        return confusion_matrix(at_least(maps, self.thresholds.pixel), masks)
+
+    def _chosen(self, predictions: Predictions) -> np.ndarray:
+        types = np.array(predictions.defect_types)
+        return np.isin(types, [GOOD, self.defect]) if self.defect != ALL_DEFECTS else np.ones(len(types), dtype=bool)
 
 
 @dataclass(frozen=True)
-class Thresholds:
-    """Raw-score thresholds, or None where there is none, and in words where they come from.
+class Metric:
+    """A metric.
 
-    source: for instance 'leave-one-out, alpha = 0.05'.
+    Attributes:
+        key: its name in ``metrics.json`` and ``summary.csv``.
+        label: its name in tables.
+        compute: gives its value, ``None`` where it is undefined.
+        level: what it is measured on.
+        threshold: ``none``: it needs none; ``own``: the run's own; ``tuned``: one that is fitted on the test labels.
+        headline: stands in the tables that compare, in ``report.html`` and on the screen.
+        short: its name in those, where it has another one there.
+        defect_key: its name among the figures of one defect type; empty where it is not among them.
     """
 
-    image: float | None
-    pixel: float | None
-    source: str
+    key: str
+    label: str
+    compute: Callable[[Evidence], float | None]
+    level: Literal["image", "pixel"]
+    threshold: Literal["none", "own", "tuned"] = "none"
+    headline: bool = False
+    short: str = ""
+    defect_key: str = ""
 
-    def __post_init__(self) -> None:
-        for name in ("image", "pixel"):
-            value = getattr(self, name)
-            if value is not None and not np.isfinite(value):
-                raise ValueError(f"the {name} threshold is {value}: use None where there is none")
+    @property
+    def sees_labels(self) -> bool:
+        """Whether its threshold has seen the test labels."""
+        return self.threshold == "tuned"
+
+    @property
+    def heading(self) -> str:
+        """Its name in tables that compare."""
+        return self.short or self.label
 
 
-F1_MAX_SOURCE = "maximises F1 on the test labels: it has seen the defects"
+METRICS = [
+    Metric(
+        "image_AUROC", "image AUROC", lambda e: e.images and e.images.auroc, "image",
+        headline=True, defect_key="image_AUROC",
+    ),
+    Metric("image_AUPR", "image AUPR", lambda e: e.images and e.images.average_precision, "image"),
+    Metric(
+        "image_F1Score", "F1 at the run's own threshold", lambda e: _f1(e.image_counts), "image", "own",
+        headline=True, short="F1, no defect seen",
+    ),
+    Metric(
+        "image_precision", "precision", lambda e: _ratio(e.image_counts, "true_positive", "false_positive"),
+        "image", "own",
+    ),
+    Metric(
+        "image_recall", "recall", lambda e: _ratio(e.image_counts, "true_positive", "false_negative"), "image", "own",
+        defect_key="recall",
+    ),
+    Metric(
+        "image_false_alarm_rate", "false-alarm rate",
+        lambda e: _ratio(e.image_counts, "false_positive", "true_negative"), "image", "own",
+    ),
+    Metric(
+        "image_F1Max", "F1Max (best on the test labels)", lambda e: e.images and e.images.f1_max[0], "image", "tuned",
+        headline=True, short="F1Max",
+    ),
+    Metric(
+        "image_F1Score_anomalib", "anomalib's F1Score (tuned on the test labels)",
+        lambda e: e.images and e.images.f1_above_best, "image", "tuned", headline=True, short="anomalib's F1Score",
+    ),
+    Metric(
+        "pixel_AUROC", "pixel AUROC", lambda e: e.pixels and e.pixels.auroc, "pixel",
+        headline=True, defect_key="pixel_AUROC",
+    ),
+    Metric("pixel_AUPR", "pixel AUPR", lambda e: e.pixels and e.pixels.average_precision, "pixel"),
+    Metric(
+        "pixel_AUPRO", "AUPRO", lambda e: e.pixels and e.pixels.aupro(), "pixel",
+        headline=True, defect_key="pixel_AUPRO",
+    ),
+    Metric(
+        "pixel_AUPIMO", "AUPIMO", lambda e: float(e.overlaps.mean()) if len(e.overlaps) else None, "pixel",
+        headline=True, defect_key="pixel_AUPIMO",
+    ),
+    Metric(
+        "pixel_AUPIMO_median", "AUPIMO, median of the images",
+        lambda e: float(np.median(e.overlaps)) if len(e.overlaps) else None, "pixel",
+    ),
+    Metric("pixel_F1Score", "pixel F1 at the run's own threshold", lambda e: _f1(e.pixel_counts), "pixel", "own"),
+    Metric(
+        "pixel_F1Max", "pixel F1Max (best on the test labels)", lambda e: e.pixels and e.pixels.f1_max[0],
+        "pixel", "tuned",
+    ),
+]  # fmt: skip
+"""Every metric, in the order in which tables have them. Append one, and runs, comparisons and pages have it."""
+
+
+def labels(**wanted: Any) -> dict[str, str]:
+    """Return key and label of the metrics whose attributes have these values: ``labels(level="pixel")``."""
+    return {metric.key: metric.label for metric in METRICS if _has(metric, wanted)}
+
+
+def headings(**wanted: Any) -> dict[str, str]:
+    """Return key and heading of such metrics among the headline ones; those that need no threshold come first."""
+    chosen = (metric for metric in _sorted() if metric.headline and _has(metric, wanted))
+    return {metric.key: metric.heading for metric in chosen}
+
+
+def defect_labels() -> dict[str, str]:
+    """Return key and heading of the metrics that each defect type has."""
+    return {metric.defect_key: metric.heading for metric in _sorted() if metric.defect_key}
 
 
 def evaluate(predictions: Predictions, thresholds: Thresholds) -> dict[str, Any]:
@@ -147,184 +191,35 @@ def evaluate(predictions: Predictions, thresholds: Thresholds) -> dict[str, Any]
     the F1Max threshold, fitted on the test labels, with score > threshold. per_defect compares each defect type
     with all good images.
     """
-    types = np.array(predictions.defect_types)
-    defects = sorted(set(predictions.defect_types) - {GOOD})
-    scores, labels = predictions.scores.astype(np.float64), predictions.labels
-    good_scores = np.sort(scores[~labels])
-    with_masks = predictions.with_masks()
-
-    image_curve = trace_curve([good_scores], scores[labels])
-    pixel_curves = {} if with_masks is None else _trace_pixels(with_masks)
-    overlaps = _image_overlaps(predictions)
-    image = _areas(image_curve)
-    pixel = _areas(pixel_curves.get(None))
-    image_counts = None
-    if thresholds.image is not None and len(labels):
-        image_counts = confusion_matrix(scores >= thresholds.image, labels)
-    best_counts = None
-    if image_curve is not None:
-        best_counts = confusion_matrix(scores > image_curve.f1_max[1], labels)
-    pixel_counts = None
-    if with_masks is not None and thresholds.pixel is not None:
-        maps, masks = with_masks.pixels()
-        pixel_counts = confusion_matrix(_at_least(maps, thresholds.pixel), masks)
-
+    evidence = Evidence(predictions, thresholds)
     per_defect = {}
-    for defect in defects:
-        chosen = types == defect
-        curve, pixel_curve = trace_curve([good_scores], scores[chosen]), pixel_curves.get(defect)
-        per_defect[defect] = {
-            "images": int(chosen.sum()),
-            "image_AUROC": curve and curve.auroc,
-            "pixel_AUROC": pixel_curve and pixel_curve.auroc,
-            "pixel_AUPRO": pixel_curve and pixel_curve.aupro(),
-            "pixel_AUPIMO": _or_none(np.mean, overlaps[chosen]),
-            "recall": None if thresholds.image is None else float((scores[chosen] >= thresholds.image).mean()),
+    for defect in predictions.defects:
+        of_type = Evidence(predictions, thresholds, defect)
+        per_defect[defect] = {"images": predictions.defect_types.count(defect)} | {
+            metric.defect_key: metric.compute(of_type) for metric in METRICS if metric.defect_key
         }
-
     return {
-        "image_AUROC": image["AUROC"],
-        "image_AUPR": image["AUPR"],
-        "image_F1Max": image["F1Max"],
-        "image_F1Score": _f1(image_counts),
-        "image_precision": _ratio(image_counts, "true_positive", "false_positive"),
-        "image_recall": _ratio(image_counts, "true_positive", "false_negative"),
-        "image_false_alarm_rate": _ratio(image_counts, "false_positive", "true_negative"),
-        "image_F1Score_anomalib": _f1(best_counts),
-        "pixel_AUROC": pixel["AUROC"],
-        "pixel_AUPR": pixel["AUPR"],
-        "pixel_AUPRO": pixel["AUPRO"],
-        "pixel_AUPIMO": _or_none(np.mean, overlaps),
-        "pixel_AUPIMO_median": _or_none(np.median, overlaps),
-        "pixel_F1Max": pixel["F1Max"],
-        "pixel_F1Score": _f1(pixel_counts),
+        **{metric.key: metric.compute(evidence) for metric in METRICS},
         "thresholds": {
             "image": None if thresholds.image is None else float(thresholds.image),
             "pixel": None if thresholds.pixel is None else float(thresholds.pixel),
             "source": thresholds.source,
-            "image_F1Max": image["threshold"],
-            "pixel_F1Max": pixel["threshold"],
+            "image_F1Max": evidence.images and evidence.images.f1_max[1],
+            "pixel_F1Max": evidence.pixels and evidence.pixels.f1_max[1],
             "F1Max_source": F1_MAX_SOURCE,
         },
-        "confusion_matrix": image_counts,
-        "images": {"good": int((~labels).sum()), "defective": int(labels.sum())},
+        "confusion_matrix": evidence.image_counts,
+        "images": {"good": int((~predictions.labels).sum()), "defective": int(predictions.labels.sum())},
         "per_defect": per_defect,
     }
 
 
-def predictions_table(
-    predictions: Predictions,
-    thresholds: Thresholds,
-    p_values: Sequence[float] | np.ndarray | None = None,
-) -> pd.DataFrame:
-    """Lay the predictions out one row an image, in the given order.
-
-    Columns: image_path, defect_type, label, score, p_value (where p_values (N,) are given), predicted_label
-    and threshold (empty without an image threshold), map_max (the largest pixel score, with maps) and
-    predicted_area (share of pixels at or above the pixel threshold, with maps and that threshold).
-    """
-    table = pd.DataFrame(
-        {
-            "image_path": predictions.image_paths,
-            "defect_type": predictions.defect_types,
-            "label": predictions.labels,
-            "score": predictions.scores,
-        }
-    )
-    if p_values is not None:
-        table["p_value"] = np.asarray(p_values)
-    if thresholds.image is None:
-        table["predicted_label"] = pd.array([pd.NA] * len(table), dtype="boolean")
-        table["threshold"] = np.nan
-    else:
-        table["predicted_label"] = predictions.scores.astype(np.float64) >= thresholds.image
-        table["threshold"] = float(thresholds.image)
-    maps = predictions.anomaly_maps
-    if maps is not None:
-        table["map_max"] = maps.max(axis=(1, 2))
-        if thresholds.pixel is not None:
-            table["predicted_area"] = _at_least(maps, thresholds.pixel).mean(axis=(1, 2))
-    return table
+def _sorted() -> list[Metric]:
+    return sorted(METRICS, key=lambda metric: metric.threshold != "none")
 
 
-def _trace_pixels(predictions: Predictions) -> dict[str | None, Curve | None]:
-    """Trace the pixels' curve for each defect type against the good images, and for all of them (None)."""
-    types = np.array(predictions.defect_types)
-    all_maps, all_masks = predictions.pixels()
-    normal: dict[str, np.ndarray] = {}
-    defective: dict[str, np.ndarray] = {}
-    weights: dict[str, np.ndarray] = {}
-    for name in sorted(set(predictions.defect_types)):
-        maps, masks = all_maps[types == name], all_masks[types == name]
-        normal[name], defective[name] = maps[~masks], maps[masks]
-        normal[name].sort()  # the one costly sort: every normal pixel, once
-        weights[name] = region_weights(masks)
-    curves: dict[str | None, Curve | None] = {
-        name: trace_curve([normal[t] for t in {GOOD, name} & normal.keys()], defective[name], weights[name])
-        for name in normal
-        if name != GOOD
-    }
-    curves[None] = trace_curve(
-        list(normal.values()),
-        np.concatenate(list(defective.values())),
-        np.concatenate(list(weights.values())),
-    )
-    return curves
-
-
-def _image_overlaps(predictions: Predictions) -> np.ndarray:
-    """Return AUPIMO of each image (N,), NaN where it is undefined: for images without a defect in their mask, too."""
-    maps, masks = predictions.anomaly_maps, predictions.masks
-    overlaps = np.full(len(predictions.labels), np.nan)
-    if maps is not None and masks is not None:
-        marked = masks.any(axis=(1, 2))
-        areas = aupimo(maps[~predictions.labels], maps[marked], masks[marked])
-        if areas is not None:
-            overlaps[marked] = areas
-    return overlaps
-
-
-def _or_none(average: Callable[[np.ndarray], Any], values: np.ndarray) -> float | None:
-    """Average the values that are defined, if any."""
-    defined = values[~np.isnan(values)]
-    return float(average(defined)) if len(defined) else None
-
-
-def _areas(curve: Curve | None) -> dict[str, float | None]:
-    if curve is None:
-        return dict.fromkeys(("AUROC", "AUPR", "F1Max", "threshold", "AUPRO"))
-    f1_max, threshold = curve.f1_max
-    return {
-        "AUROC": curve.auroc,
-        "AUPR": curve.average_precision,
-        "F1Max": f1_max,
-        "threshold": threshold,
-        "AUPRO": None if curve.overlap is None else curve.aupro(),
-    }
-
-
-def _at_least(maps: np.ndarray, threshold: float) -> np.ndarray:
-    """Compare maps >= threshold as exact numbers.
-
-    NumPy would round the threshold to float32 first, possibly up to a map value that lies below it or down
-    from one; the smallest float32 at or above the threshold gives the same answer without a float64 copy.
-    """
-    rounded = maps.dtype.type(threshold)
-    if float(rounded) < threshold:
-        rounded = np.nextafter(rounded, maps.dtype.type(np.inf))
-    return maps >= rounded
-
-
-def confusion_matrix(predicted: np.ndarray, labels: np.ndarray) -> dict[str, int]:
-    """Return the confusion matrix of two boolean arrays of one shape."""
-    positive, hit = int(labels.sum()), int((predicted & labels).sum())
-    alarms = int(predicted.sum())
-    return {
-        "true_negative": labels.size - positive - (alarms - hit),
-        "false_positive": alarms - hit,
-        "false_negative": positive - hit,
-        "true_positive": hit,
-    }
+def _has(metric: Metric, wanted: dict[str, Any]) -> bool:
+    return all(getattr(metric, name) == value for name, value in wanted.items())
 
 
 def _ratio(counts: dict[str, int] | None, part: str, rest: str) -> float | None:

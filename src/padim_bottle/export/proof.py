@@ -20,7 +20,8 @@ from torchvision.tv_tensors import Mask
 from padim_bottle.data.images import read_mask
 from padim_bottle.data.listing import find_photos
 from padim_bottle.errors import UserError, in_a_line
-from padim_bottle.evaluation.metrics import GOOD, Predictions, Thresholds, evaluate
+from padim_bottle.evaluation.metrics import evaluate
+from padim_bottle.evaluation.predictions import GOOD, Predictions, Thresholds
 from padim_bottle.predict.judge import judge
 from padim_bottle.predict.predictor import ImagePrediction, Predictor, load_predictor, read_metrics
 

@@ -9,21 +9,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from padim_bottle.evaluation.metrics import defect_labels, headings
 from padim_bottle.report.published import PUBLISHED
 from padim_bottle.tables import Row, Table, figure
 
 TEMPLATES = Path(__file__).parent / "templates"
-
-COLUMNS = {
-    "image_AUROC": "image AUROC",
-    "pixel_AUROC": "pixel AUROC",
-    "pixel_AUPRO": "AUPRO",
-    "pixel_AUPIMO": "AUPIMO",
-    "image_F1Score": "F1, no defect seen",
-    "image_F1Max": "F1Max",
-    "image_F1Score_anomalib": "anomalib's F1Score",
-}
-"""The metrics of a table that compares, and what it calls them."""
 
 AUPIMO_NOTE = (
     "AUPIMO: how much of a defect is found, image by image, while only 1 in 100,000 to 1 in 10,000 pixels of good "
@@ -44,19 +34,16 @@ RANDOM_WEIGHTS = {
 }
 
 
-def comparison_table(
-    own: Sequence[Row], comparable: bool, columns: Mapping[str, str] = COLUMNS, title: str = "Metrics"
-) -> Table:
+def comparison_table(own: Sequence[Row], comparable: bool, title: str = "Metrics") -> Table:
     """Lay our figures out above the published ones.
 
     Args:
-        own: our rows: name, backbone and size of images, and a text for each column of metrics.
+        own: our rows: name, backbone and size of images, and a cell for each headline metric.
         comparable: whether published figures stand beside these.
-        columns: metrics, as ``metrics.json`` names them, and their headings.
         title: of the table.
 
     Returns:
-        The table; its notes are footnotes, whose numbers stand behind the names.
+        The table, with a footnote for every protocol that is not ours.
     """
     rows, notes = list(own), list[str]()
     for row in PUBLISHED if comparable else ():
@@ -66,9 +53,36 @@ def comparison_table(
                 notes.append(row.protocol)
             name += f" [{notes.index(row.protocol) + 1}]"
         setup = ", ".join(filter(None, (row.backbone, row.size)))
-        rows.append(Row([name, setup, *(figure(getattr(row, metric, None)) for metric in columns)]))
+        rows.append(Row([name, setup, *(figure(getattr(row, metric, None)) for metric in headings())]))
     numbered = [f"[{number}] {note}." for number, note in enumerate(notes, 1)]
-    return Table(["", "backbone, px", *columns.values()], rows, numbered, title)
+    return Table(["", "backbone, px", *headings().values()], rows, numbered, title, texts=2)
+
+
+def run_table(metrics: Mapping[str, Any], title: str = "Metrics") -> Table:
+    """Lay a run's headline figures out, above the published ones where these are of the same data.
+
+    Args:
+        metrics: what ``metrics.json`` holds.
+        title: of the table.
+    """
+    data = metrics["data"]
+    real = not data["synthetic"] and metrics["weights"]["source"] != "random"
+    seed = "unseeded" if metrics["seed"] is None else f"seed {metrics['seed']}"
+    setup = describe_setup(metrics["weights"]["name"], metrics["model"].get("image_size"))
+    # A threshold that has seen the defects is no match for one that has not.
+    tuned = {} if metrics["calibration"] else headings(threshold="own")
+    cells = [None if name in tuned else figure(metrics.get(name)) for name in headings()]
+    own = Row([f"{metrics['experiment']}, {seed}", setup, *cells], own=True)
+    return comparison_table([own], real and (data["name"], data["category"]) == ("MVTec AD", "bottle"), title)
+
+
+def defects_table(per_defect: Mapping[str, Any]) -> Table:
+    """Lay out the figures of each defect type."""
+    rows = [
+        Row([name, str(figures["images"]), *(figure(figures.get(key)) for key in defect_labels())])
+        for name, figures in per_defect.items()
+    ]
+    return Table(["", "images", *defect_labels().values()], rows, title="Metrics by type of defect")
 
 
 def describe_setup(weights: str, image_size: Sequence[int] | None) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from lightning import LightningModule
 
-from padim_bottle.evaluation.metrics import Thresholds
+from padim_bottle.evaluation.predictions import Thresholds
 from padim_bottle.model.anomaly_map import unnormalised
 from padim_bottle.report.panels import HeatmapScale, draw_panels, lay_out, write_png, write_strip
 from padim_bottle.runs.finished import strip_path

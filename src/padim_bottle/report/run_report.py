@@ -17,14 +17,13 @@ from padim_bottle.files import write_whole
 from padim_bottle.model.rule import false_alarm_range
 from padim_bottle.report.gallery import RunFigure, draw_figures, save_figures
 from padim_bottle.report.html import (
-    COLUMNS,
     METRICS_NOTE,
-    comparison_table,
     data_source,
+    defects_table,
     demonstration_warnings,
-    describe_setup,
     read_template,
     render_page,
+    run_table,
 )
 from padim_bottle.report.panels import encode_jpeg, read_strip
 from padim_bottle.report.score_figures import is_skewed
@@ -35,8 +34,6 @@ from padim_bottle.runs.finished import (
     reference_thresholds,
     spell_alpha,
 )
-from padim_bottle.runs.table import DEFECT_METRICS
-from padim_bottle.tables import Row, Table, figure
 
 GALLERY_NOTE = "Every test image by its score, with its verdict at the threshold set above."
 PICTURES_NOTE = (
@@ -98,9 +95,9 @@ def _page(run: RecordedRun, images: pd.DataFrame, figures: Sequence[RunFigure], 
             {"name": "backbone", "value": f"{weights['name']}, {_origin(weights['source'])}"},
             {"name": "threshold", "value": metrics["thresholds"]["source"]},
         ],
-        metrics=_metrics_table(run, seed) if len(images) else None,
+        metrics=run_table(metrics) if len(images) else None,
         metrics_note=METRICS_NOTE,
-        defects=_defects_table(metrics["per_defect"]),
+        defects=defects_table(metrics["per_defect"]),
         figures=[
             {
                 "name": figure.name,
@@ -137,26 +134,6 @@ def _page(run: RecordedRun, images: pd.DataFrame, figures: Sequence[RunFigure], 
         else None,
         footer=_footer(metrics),
     )
-
-
-def _metrics_table(run: RecordedRun, seed: str) -> Table:
-    metrics = run.metrics
-    # A threshold that has seen the defects is no match for one that has not.
-    shown = dict(metrics) if metrics["calibration"] else {**metrics, "image_F1Score": None}
-    setup = describe_setup(metrics["weights"]["name"], metrics["model"].get("image_size"))
-    cells = [figure(shown.get(name)) for name in COLUMNS]
-    row = Row([f"{metrics['experiment']}, {seed}", setup, *cells], own=True)
-    return comparison_table(
-        [row], run.is_real() and (metrics["data"]["name"], metrics["data"]["category"]) == ("MVTec AD", "bottle")
-    )
-
-
-def _defects_table(per_defect: dict[str, Any]) -> Table:
-    rows = [
-        Row([name, str(figures["images"]), *(figure(figures.get(key)) for key in DEFECT_METRICS)])
-        for name, figures in per_defect.items()
-    ]
-    return Table(["", "images", *DEFECT_METRICS.values()], rows, title="Metrics by type of defect")
 
 
 def _first_threshold(run: RecordedRun, references: Sequence[Reference]) -> float:

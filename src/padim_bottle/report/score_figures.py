@@ -15,8 +15,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from padim_bottle.evaluation.curves import FPR_LIMIT
-from padim_bottle.evaluation.metrics import GOOD
-from padim_bottle.runs.finished import ALL_DEFECTS, RecordedRun, Reference, reference_thresholds
+from padim_bottle.evaluation.predictions import ALL_DEFECTS, GOOD
+from padim_bottle.runs.finished import RecordedRun, Reference, reference_thresholds
 
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",

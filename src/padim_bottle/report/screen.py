@@ -1,22 +1,18 @@
 """The table that a finished run prints."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from padim_bottle.report.html import AUPIMO_NOTE, comparison_table, describe_setup
-from padim_bottle.runs.table import DEFECT_METRICS
-from padim_bottle.tables import DASH, Row, Table, figure
+from padim_bottle.report.html import METRICS_NOTE, defects_table, run_table
+from padim_bottle.tables import DASH, figure
 
-_COLUMNS = {
-    "image_AUROC": "image AUROC",
-    "pixel_AUROC": "pixel AUROC",
-    "pixel_AUPRO": "AUPRO",
-    "pixel_AUPIMO": "AUPIMO",
-    "image_F1Score": "F1",
-    "image_F1Score_anomalib": "F1 tuned",
-}
+_FILES = (
+    "report.html", "metrics.json", "predictions.csv", "training_photos.csv", "images", "figures", "config.yaml",
+    "model.ckpt",
+)  # fmt: skip
 
 
 def print_summary(metrics: dict[str, Any], folder: Path, console: Console | None = None) -> None:
@@ -29,50 +25,29 @@ def print_summary(metrics: dict[str, Any], folder: Path, console: Console | None
     """
     # Wide enough for the table even where output goes to a file or a CI log.
     console = console or Console(width=max(116, Console().width))
-    real = not metrics["data"]["synthetic"] and metrics["weights"]["source"] != "random"
+    data = metrics["data"]
     console.print()
-    if not real:
-        console.print(
-            "[bold]Demonstration: synthetic bottles or random weights. These figures say nothing about MVTec AD.[/bold]"
+    sentences = []
+    if data["synthetic"] or metrics["weights"]["source"] == "random":
+        sentences.append(
+            "Demonstration: synthetic bottles or random weights. These figures say nothing about MVTec AD."
         )
-    data = metrics["data"]
     if data["test_images"]:
-        published = real and (data["name"], data["category"]) == ("MVTec AD", "bottle")
-        console.print(_metrics_table(metrics, with_published=published).screen())
+        title = f"{data['name']} '{data['category']}', {data['test_images']} test images"
+        table = run_table(metrics, title)
+        console.print(replace(table, notes=[METRICS_NOTE, *table.notes]).screen())
     else:
-        console.print(_calibration_sentence(metrics), highlight=False)
+        sentences.append(_calibration_sentence(metrics))
     if metrics["confusion_matrix"] is not None:
-        console.print(_threshold_sentences(metrics))
-    for sentence in data.get("left_out", []):
-        console.print(sentence, highlight=False)
+        sentences.append(_threshold_sentences(metrics))
+    sentences += data.get("left_out", [])
+    for sentence in sentences:
+        console.print(sentence, markup=False, highlight=False)
     if metrics["per_defect"]:
-        console.print(_defects_table(metrics["per_defect"]).screen())
-    for name in (
-        "report.html",
-        "metrics.json",
-        "predictions.csv",
-        "training_photos.csv",
-        "images",
-        "figures",
-        "config.yaml",
-        "model.ckpt",
-    ):
+        console.print(defects_table(metrics["per_defect"]).screen())
+    for name in _FILES:
         if (folder / name).exists():
-            console.print(f"  {folder / name}", highlight=False)
-
-
-def _metrics_table(metrics: dict[str, Any], with_published: bool) -> Table:
-    data = metrics["data"]
-    seed = "unseeded" if metrics["seed"] is None else f"seed {metrics['seed']}"
-    setup = describe_setup(metrics["weights"]["name"], metrics["model"].get("image_size"))
-    cells = [figure(metrics.get(name)) for name in _COLUMNS]
-    own = Row([f"{metrics['experiment']}, {seed}", setup, *cells], own=True)
-    table = comparison_table([own], with_published, _COLUMNS)
-    # Backbone and size stand with the name: a screen has no room for a column of theirs.
-    rows = [Row([f"{row.cells[0]}, {row.cells[1]}", *row.cells[2:]], row.own) for row in table.rows]
-    notes = ["F1: at the run's own threshold. F1 tuned: on the test labels, as published.", AUPIMO_NOTE, *table.notes]
-    title = f"{data['name']} '{data['category']}', {data['test_images']} test images"
-    return Table(["", *table.header[2:]], rows, notes, title)
+            console.print(f"  {folder / name}", markup=False, highlight=False)
 
 
 def _calibration_sentence(metrics: dict[str, Any]) -> str:
@@ -91,19 +66,11 @@ def _threshold_sentences(metrics: dict[str, Any]) -> str:
     return (
         f"Threshold {thresholds['image']:.3f} ({thresholds['source']}): {counts['true_positive']} of {defective} "
         f"defects found, {alarms} false alarm{'s' * (alarms != 1)} on {good} good images; "
-        f"precision {_figure(metrics['image_precision'])}, recall {_figure(metrics['image_recall'])}.\n"
-        f"Tuned on the test labels, for comparison: anomalib's F1Score {_figure(metrics['image_F1Score_anomalib'])}, "
-        f"best possible F1 {_figure(metrics['image_F1Max'])}."
+        f"precision {_spell(metrics['image_precision'])}, recall {_spell(metrics['image_recall'])}.\n"
+        f"Tuned on the test labels, for comparison: anomalib's F1Score {_spell(metrics['image_F1Score_anomalib'])}, "
+        f"best possible F1 {_spell(metrics['image_F1Max'])}."
     )
 
 
-def _defects_table(per_defect: dict[str, Any]) -> Table:
-    rows = [
-        Row([defect, str(figures["images"]), *(figure(figures.get(key)) for key in DEFECT_METRICS)])
-        for defect, figures in per_defect.items()
-    ]
-    return Table(["defect", "images", *DEFECT_METRICS.values()], rows)
-
-
-def _figure(value: float | None) -> str:
+def _spell(value: float | None) -> str:
     return figure(value) or DASH

@@ -5,7 +5,7 @@ Metrics and predictions are in files that people read; what else the figures nee
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from padim_bottle.errors import UserError
-from padim_bottle.evaluation.curves import FPR_LIMIT, Curve, region_weights, trace_curve
-from padim_bottle.evaluation.metrics import GOOD, Predictions, confusion_matrix
+from padim_bottle.evaluation.curves import FPR_LIMIT, Curve, trace_curve
+from padim_bottle.evaluation.predictions import GOOD, Predictions, confusion_matrix
 from padim_bottle.model.rule import Rule, fewest_scores
 from padim_bottle.runs.folder import picture_path
 
@@ -24,8 +24,6 @@ ALPHAS = (0.01, 0.05, 0.10)
 
 DATA_FILE = Path("figures", "data.npz")
 STRIPS = Path("figures", "panels")
-ALL_DEFECTS = ""
-"""Stands for all defect types together among the names of the curves; no folder can have this name."""
 
 _POINTS = 300
 
@@ -112,12 +110,11 @@ def save_data(
         map_std: (H, W) their standard deviation; (0,) if there are none.
     """
     arrays: dict[str, Any] = {"map_mean": np.float32(map_mean), "map_std": np.float32(map_std)}
-    with_masks = None if predictions is None else predictions.with_masks()
-    if with_masks is not None:
-        curves = list(_pro_curves(with_masks))
-        arrays["pro_names"] = np.array([name for name, *_ in curves], dtype=np.str_)
-        arrays |= {f"pro_{i}": np.array([fpr, overlap], dtype=np.float32) for i, (_, fpr, overlap) in enumerate(curves)}
-        if predictions is not None and pixel_threshold is not None:
+    if predictions is not None and predictions.with_masks() is not None:
+        curves = {name: curve for name, curve in predictions.pixel_curves.items() if curve is not None}
+        arrays["pro_names"] = np.array(list(curves), dtype=np.str_)
+        arrays |= {f"pro_{i}": np.array(_thin(curve), dtype=np.float32) for i, curve in enumerate(curves.values())}
+        if pixel_threshold is not None:
             maps, masks = predictions.pixels()
             called = maps >= pixel_threshold
             known = 1.0 if predictions.unmasked is None else np.where(predictions.unmasked, np.nan, 1.0)
@@ -255,18 +252,6 @@ def reference_thresholds(run: RecordedRun) -> tuple[list[Reference], list[str]]:
     if not len(scores):
         reasons.append("This run was not calibrated: it has no threshold that has not seen the defects.")
     return found, reasons
-
-
-def _pro_curves(predictions: Predictions) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yield the per-region overlap of all defects and of each type: name, false positive rates, overlaps."""
-    types = np.array(predictions.defect_types)
-    defects = sorted(set(predictions.defect_types) - {GOOD})
-    for name in (ALL_DEFECTS, *defects):
-        chosen = np.isin(types, [GOOD, name]) if name != ALL_DEFECTS else np.ones(len(types), dtype=bool)
-        maps, masks = (array[chosen] for array in predictions.pixels())
-        curve = trace_curve([np.sort(maps[~masks])], maps[masks], region_weights(masks))
-        if curve is not None:
-            yield name, *_thin(curve)
 
 
 def _thin(curve: Curve) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ import torch
 from anomalib.data.utils import ValSplitMode
 from lightning import LightningModule
 
-from padim_bottle.evaluation.metrics import Thresholds
+from padim_bottle.evaluation.predictions import Thresholds
 from padim_bottle.model.backbone import LOCAL_PREFIX, Weights, locate_weights
 from padim_bottle.model.rule import false_alarm_range
 

@@ -12,34 +12,9 @@ import pandas as pd
 
 from padim_bottle.errors import UserError, in_a_line
 from padim_bottle.evaluation.curves import trace_curve
-from padim_bottle.evaluation.metrics import confusion_matrix
+from padim_bottle.evaluation.metrics import defect_labels, labels
+from padim_bottle.evaluation.predictions import confusion_matrix
 
-METRICS = {
-    "image_AUROC": "image AUROC",
-    "image_AUPR": "image AUPR",
-    "image_F1Score": "F1 at the run's own threshold",
-    "image_precision": "precision",
-    "image_recall": "recall",
-    "image_false_alarm_rate": "false-alarm rate",
-    "image_F1Max": "F1Max (best on the test labels)",
-    "image_F1Score_anomalib": "anomalib's F1Score (tuned on the test labels)",
-    "pixel_AUROC": "pixel AUROC",
-    "pixel_AUPR": "pixel AUPR",
-    "pixel_AUPRO": "AUPRO",
-    "pixel_AUPIMO": "AUPIMO",
-    "pixel_AUPIMO_median": "AUPIMO, median of the images",
-    "pixel_F1Score": "pixel F1 at the run's own threshold",
-    "pixel_F1Max": "pixel F1Max (best on the test labels)",
-}
-"""What a comparison shows of ``metrics.json``, and what it is called. Runs of an earlier time may lack one."""
-DEFECT_METRICS = {
-    "image_AUROC": "image AUROC",
-    "pixel_AUROC": "pixel AUROC",
-    "pixel_AUPRO": "AUPRO",
-    "pixel_AUPIMO": "AUPIMO",
-    "recall": "recall",
-}
-KEY_METRICS = ("image_AUROC", "pixel_AUROC", "pixel_AUPRO", "pixel_AUPIMO", "image_F1Score")
 RESOURCES = {
     "seconds_total": "whole run, s",
     "seconds_train": "training, s",
@@ -111,7 +86,7 @@ def read_runs(folders: Sequence[str | Path]) -> FinishedRuns:
         raise UserError(f"There is no usable run. {'; '.join(problems)}.")
     table = pd.DataFrame(rows)
     integers = (*COUNTS, "features_from_seed", *(name for name in RESOURCES if name.endswith("_bytes")))
-    kinds = dict.fromkeys((*METRICS, *defect_metrics(table), *RESOURCES), "float") | dict.fromkeys(integers, "Int64")
+    kinds = dict.fromkeys((*labels(), *defect_metrics(table), *RESOURCES), "float") | dict.fromkeys(integers, "Int64")
     return FinishedRuns(table.astype(kinds), problems, notes)
 
 
@@ -120,8 +95,8 @@ def defect_metrics(runs: pd.DataFrame) -> dict[str, str]:
     return {
         column: f"{column.removesuffix(f'_{metric}')}: {label}"
         for column in runs
-        for metric, label in DEFECT_METRICS.items()
-        if column.endswith(f"_{metric}") and column not in METRICS
+        for metric, label in defect_labels().items()
+        if column.endswith(f"_{metric}") and column not in labels()
     }
 
 
@@ -186,7 +161,7 @@ def _read_run(folder: Path) -> dict[str, Any]:
         "weights_sha256": _short(weights["sha256"]),
         "image_size": "x".join(map(str, metrics["model"].get("image_size") or ())),
         "settings": _short(settings_digest(metrics["model"])),
-        **{name: _number(metrics.get(name), name) for name in METRICS},
+        **{name: _number(metrics.get(name), name) for name in labels()},
         **{name: None if counts is None else counts[name] for name in COUNTS},
         "image_threshold": _number(thresholds["image"], "the image threshold"),
         "pixel_threshold": _number(thresholds["pixel"], "the pixel threshold"),
@@ -204,7 +179,7 @@ def _read_run(folder: Path) -> dict[str, Any]:
     for name in RESOURCES:
         _number(row[name], name)
     for defect, figures in metrics["per_defect"].items():
-        for metric in DEFECT_METRICS:
+        for metric in defect_labels():
             name = f"{defect}_{metric}"
             # A defect type could be called 'image'.
             row[f"defect_{name}" if name in row else name] = _number(figures.get(metric), name)

@@ -23,7 +23,8 @@ from lightning.pytorch.cli import SaveConfigCallback
 from padim_bottle.data.photos import Photos
 from padim_bottle.data.samples import describe, restore_missing_masks
 from padim_bottle.errors import UserError
-from padim_bottle.evaluation.metrics import Predictions, evaluate, predictions_table
+from padim_bottle.evaluation.metrics import evaluate
+from padim_bottle.evaluation.predictions import Predictions, predictions_table
 from padim_bottle.files import write_whole
 from padim_bottle.report.pictures import Pictures, to_pictures
 from padim_bottle.report.screen import print_summary

@@ -19,7 +19,8 @@ from padim_bottle.data.layout import GOOD, images_in
 from padim_bottle.data.mvtec import MVTecAD
 from padim_bottle.data.photos import Photos
 from padim_bottle.errors import UserError
-from padim_bottle.evaluation.metrics import Predictions, Thresholds, evaluate
+from padim_bottle.evaluation.metrics import evaluate
+from padim_bottle.evaluation.predictions import Predictions, Thresholds
 from padim_bottle.experiment.cli import ExperimentCLI
 from padim_bottle.experiment.variants import Variant
 from padim_bottle.model.backbone import feature_layers

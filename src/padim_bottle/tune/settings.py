@@ -8,11 +8,12 @@ from typing import Any
 import yaml
 
 from padim_bottle.errors import UserError, in_a_line
+from padim_bottle.evaluation.metrics import headings
 from padim_bottle.experiment.config_check import read_structured
 from padim_bottle.experiment.variants import Variant, spell_argument, variants_of
 
 KINDS = ("perlin", "patch", "missing", "warp", "scratch")
-METRICS = {"image_AUROC": "image AUROC", "pixel_AUROC": "pixel AUROC", "pixel_AUPRO": "AUPRO", "pixel_AUPIMO": "AUPIMO"}
+METRICS = headings(threshold="none")
 """What a setting is judged by, and what it is called."""
 PREFIX = "model.init_args."
 
