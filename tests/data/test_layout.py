@@ -5,7 +5,11 @@ from importlib.resources import files
 import pytest
 
 from padim_bottle.data.layout import CATEGORIES, PUBLISHED_COUNTS, find_files, fingerprint, verify_category
+from padim_bottle.data.mvtec import MVTecAD
 from padim_bottle.errors import UserError
+
+
+TYPES = ["good", "good", "crack", "crack", "stain"]
 
 
 def test_own_category_is_accepted_and_paired_by_name(tmp_path, write_category):
@@ -14,7 +18,7 @@ def test_own_category_is_accepted_and_paired_by_name(tmp_path, write_category):
     defective = [image for image in found.test if image.defect != "good"]
     names = [image.path.relative_to(folder).as_posix() for image in defective]
     masks = [image.mask.relative_to(folder).as_posix() for image in defective]
-    assert [image.defect for image in found.test] == ["good", "good", "crack", "crack", "stain"]
+    assert [image.defect for image in found.test] == TYPES
     assert names == ["test/crack/000.png", "test/crack/001.png", "test/stain/000.png"]
     assert masks == [
         "ground_truth/crack/000_mask.png",
@@ -128,6 +132,51 @@ def test_masks_may_be_missing_for_whole_types_and_so_may_the_test_set(tmp_path, 
     assert masked == {"ground_truth/crack": {"stain"}}.get(missing, set())
     assert {image.defect for image in found.test} == (set() if missing == "test" else {"good", "crack", "stain"})
     assert verify_category(tmp_path, "widget") == fingerprint(tmp_path, "widget")
+
+
+@pytest.mark.parametrize("name", ["good", "Good", "GOOD", "OK", "ok", "normal", "Pass"])
+def test_good_test_folders_have_many_names(tmp_path, write_category, name):
+    folder = write_category(tmp_path)
+    (folder / "test/good").rename(folder / "test/other")
+    (folder / "test/other").rename(folder / "test" / name)
+    assert [image.defect for image in find_files(tmp_path, "widget").test] == [
+        "good",
+        "good",
+        "crack",
+        "crack",
+        "stain",
+    ]
+
+
+def test_folders_below_a_defect_type_belong_to_it_and_leftovers_are_named(tmp_path, write_category, caplog):
+    folder = write_category(tmp_path)
+    for kind, name in (("test", "000.png"), ("ground_truth", "000_mask.png")):
+        deeper = folder / kind / "crack" / "monday" / "am"
+        deeper.mkdir(parents=True)
+        shutil.copy(folder / kind / "crack" / name, deeper)
+    for name in ("test/000.png", "test/notes.txt", "ground_truth/classes.json", "train/good/readme.md"):
+        (folder / name).touch()
+    found = find_files(tmp_path, "widget")
+    deepest = found.test[-2]
+    assert deepest.defect == "crack"
+    assert deepest.path == folder / "test/crack/monday/am/000.png"
+    assert deepest.mask == folder / "ground_truth/crack/monday/am/000_mask.png"
+    MVTecAD(tmp_path, "widget").prepare_data()
+    (record,) = caplog.records
+    assert "(4): ground_truth/classes.json; test/000.png; test/notes.txt; train/good/readme.md" in record.message
+
+
+def test_test_folders_reached_twice_count_once(tmp_path, write_category):
+    folder = write_category(tmp_path)
+    (folder / "test/also").symlink_to(folder / "test/crack")
+    (folder / "test/crack/up").symlink_to(folder / "test")
+    assert [image.defect for image in find_files(tmp_path, "widget").test] == [
+        "good",
+        "good",
+        "crack",
+        "crack",
+        "stain",
+    ]
 
 
 def test_many_missing_masks_are_counted_and_a_few_are_named(tmp_path, write_category):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from padim_bottle.data.listing import find_photos, is_photo, list_photos
+from padim_bottle.data.listing import find_photos, is_photo, left_out, list_photos
 from padim_bottle.errors import UserError
 from padim_bottle.files import printable
 
@@ -31,8 +31,8 @@ def test_photos_are_known_by_suffix_or_content_and_the_rest_is_named(folder):
     assert names(listing.photos, folder) == ["a.webp", "b/1.JPG", "b/2.png", "b/IMG_0001", "b/deep/3.tif"]
     assert names(listing.others, folder) == ["b/notes.txt", "b/pipe.png"]
     assert names(listing.folders, folder) == ["b", "b/deep"]
-    assert "2 files" in listing.left_out
-    assert str(folder / "b" / "notes.txt") in listing.left_out
+    assert left_out(listing.others, folder) == f"Left out of {folder} (2): b/notes.txt; b/pipe.png."
+    assert left_out([]) is None
     alone = list_photos(folder / "b", subfolders=False)
     assert names(alone.photos, folder) == ["b/1.JPG", "b/2.png", "b/IMG_0001"]
     assert names(alone.folders, folder) == ["b/deep"]

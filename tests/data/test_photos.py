@@ -1,5 +1,6 @@
 """A plain folder of photos, and all that people put there by mistake."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from padim_bottle import Photos
+from padim_bottle.data.samples import describe
 from padim_bottle.errors import UserError
 
 
@@ -59,12 +61,15 @@ def test_test_photos_have_their_folders_as_types_and_masks_beside_them(folder):
 
 
 def test_the_fingerprint_is_that_of_the_content(folder, tmp_path):
-    first = set_up(folder, folder.parent / "test").fingerprint
+    def fingerprint(*arguments):
+        return describe(set_up(*arguments)).fingerprint
+
+    first = fingerprint(folder, folder.parent / "test")
     shutil.copytree(folder.parent, tmp_path / "elsewhere", ignore=shutil.ignore_patterns("elsewhere"))
-    assert set_up(tmp_path / "elsewhere" / "parts", tmp_path / "elsewhere" / "test").fingerprint == first
-    assert set_up(folder).fingerprint != first
+    assert fingerprint(tmp_path / "elsewhere" / "parts", tmp_path / "elsewhere" / "test") == first
+    assert fingerprint(folder) != first
     picture(folder / "3.png", seed=99)
-    assert set_up(folder, folder.parent / "test").fingerprint != first
+    assert fingerprint(folder, folder.parent / "test") != first
 
 
 def test_folders_within_are_read_only_when_asked_for(folder, caplog):
@@ -84,7 +89,7 @@ def test_what_is_no_photo_is_passed_over_and_named(folder, caplog):
     (folder / "rejected").mkdir()
     assert len(set_up(folder).train_data) == 4
     (record,) = caplog.records
-    assert "rejected/; notes.txt" in record.message
+    assert "(2): notes.txt; rejected/" in record.message
 
 
 def test_photos_of_different_sizes_are_used_with_a_word_of_warning(folder, caplog):
@@ -123,10 +128,10 @@ def test_photos_that_cannot_be_read_are_named(folder, monkeypatch):
     assert "1.png (Permission denied)" in message
     assert "permissions" in message
 
-    def iterdir(path):
+    def scandir(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "iterdir", iterdir)
+    monkeypatch.setattr(os, "scandir", scandir)
     assert f"Cannot list {folder}: Permission denied" in refusal(folder)
 
 

@@ -5,8 +5,11 @@ import other_data
 import pytest
 from torch.utils.data import Dataset
 
+from padim_bottle.data.layout import fingerprint
 from padim_bottle.data.mvtec import MVTecAD
+from padim_bottle.data.photos import Photos
 from padim_bottle.data.samples import describe
+from padim_bottle.data.synthetic import SyntheticBottles
 from padim_bottle.errors import UserError
 
 
@@ -59,13 +62,30 @@ def test_an_image_may_have_several_masks(tmp_path, write_category):
     write_category(tmp_path, defects={"crack": 1, "stain": 2})
     datamodule = set_up(MVTecAD(tmp_path, "widget", num_workers=0))
     whole = describe(datamodule)
-    datamodule.fingerprint = None
     samples = datamodule.test_data.samples
     masks = samples["mask_path"].dropna().tolist()
     samples["mask_path"] = [[masks[0], masks[1]], None, None, [masks[2]], None]
     description = describe(datamodule)
     assert description.fingerprint == whole.fingerprint
     assert len(description.unmasked) == 1
+
+
+@pytest.mark.parametrize("tested", [True, False])
+@pytest.mark.parametrize("kind", [MVTecAD, SyntheticBottles, Photos])
+def test_data_have_one_fingerprint_whoever_asks(tmp_path, write_category, kind, tested):
+    """A sweep asks before anything was prepared, a run afterwards."""
+    folder = write_category(tmp_path, "widget", good=2 * tested, defects=None if tested else {})
+    arguments = {
+        MVTecAD: {"root": tmp_path, "category": "widget"},
+        SyntheticBottles: {"root": tmp_path, "size": 64, "train_good": 3, "test_good": 2 * tested},
+        Photos: {"folder": folder / "train" / "good", "test": folder / "test" if tested else None},
+    }[kind]
+    prepared = describe(set_up(kind(**arguments))).fingerprint
+    only_set_up = kind(**arguments)
+    only_set_up.setup()
+    assert describe(only_set_up).fingerprint == prepared
+    if kind is MVTecAD:
+        assert prepared == fingerprint(tmp_path, "widget")
 
 
 def test_the_control_sees_the_same_data(bottles):

@@ -81,12 +81,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _predict(options: argparse.Namespace) -> int:
     with quiet_imports():
-        from padim_bottle.data.listing import find_photos
+        from padim_bottle.data.listing import find_photos, left_out
 
     listing = find_photos(options.photos)
     photos, problems = listing.photos, listing.problems
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
+    if unused := left_out(listing.others):
+        print(unused, file=sys.stderr)
     if not photos:
         return 2
 

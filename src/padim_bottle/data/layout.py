@@ -1,19 +1,18 @@
 """MVTec AD's layout: finding a category's images and masks, and checking them against what was published."""
 
-import logging
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 from padim_bottle.data.digest import file_digests, fingerprint_of
+from padim_bottle.data.listing import SUFFIXES, list_photos
 from padim_bottle.errors import UserError, first_few
-
-logger = logging.getLogger(__name__)
+from padim_bottle.files import printable
 
 GOOD = "good"
-"""The folder of images without a defect."""
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+"""The defect type of images without a defect."""
+_GOOD_FOLDERS = {GOOD, "ok", "normal", "pass"}
+IMAGE_SUFFIXES = tuple(SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,13 @@ class CategoryFiles:
         folder: The category's folder.
         train: Training images, all good, sorted by path.
         test: Test images, the good ones first, then by defect type and path.
+        left_out: What else lies there.
     """
 
     folder: Path
     train: list[LabelledImage]
     test: list[LabelledImage]
+    left_out: list[Path]
 
     @property
     def all(self) -> list[Path]:
@@ -81,7 +82,7 @@ def find_files(root: str | Path, category: str) -> CategoryFiles:
     """List the images of a category in the MVTec AD layout and pair defective images with masks by name.
 
     A category is any folder with ``train/good`` and, where there is something to test on, ``test/good``,
-    ``test/<defect>`` and ``ground_truth/<defect>``, see :func:`find_test_images`. Hidden files are passed over.
+    ``test/<defect>`` and ``ground_truth/<defect>``, see :func:`find_test_images`.
 
     Args:
         root: The folder that holds the categories.
@@ -93,46 +94,76 @@ def find_files(root: str | Path, category: str) -> CategoryFiles:
     folder = Path(root) / category
     if not category or not folder.is_dir():
         raise UserError(_missing_category(Path(root), category))
-    train = images_in(folder / "train" / GOOD)
-    if not train:
+    beside = list_photos(folder / "train", subfolders=False).checked()
+    good = list_photos(folder / "train" / GOOD, subfolders=False).checked()
+    if not good.photos:
         raise UserError(
-            f"There are no training images in {folder / 'train' / GOOD} ({', '.join(IMAGE_SUFFIXES)}). "
+            f"There are no training images in {folder / 'train' / GOOD}. "
             f"Copy the category there again, or delete {folder} to have it downloaded."
         )
-    extra = [path.name for path in folders_in(folder / "train") if path.name != GOOD]
-    if extra:
-        logger.warning("Training uses %s only; not used: %s", folder / "train" / GOOD, ", ".join(extra))
-    test = find_test_images(folder / "test", folder / "ground_truth") if (folder / "test").is_dir() else []
-    return CategoryFiles(folder, [LabelledImage(path) for path in train], test)
+    left_out = [path for path in beside.folders if path.name != GOOD]
+    left_out += [*beside.photos, *beside.others, *good.folders, *good.others]
+    tested = (folder / "test").is_dir()
+    test, unused = find_test_images(folder / "test", folder / "ground_truth") if tested else ([], [])
+    return CategoryFiles(folder, [LabelledImage(path) for path in good.photos], test, left_out + unused)
 
 
-def find_test_images(test: Path, ground_truth: Path) -> list[LabelledImage]:
+def find_test_images(test: Path, ground_truth: Path) -> tuple[list[LabelledImage], list[Path]]:
     """List test images by defect type, with their masks.
 
     Args:
-        test: Holds a folder a defect type, and ``good`` for images without one.
+        test: Holds a folder a defect type, and ``good`` (or ``OK``, ``normal``, ``pass``, in any case) for images
+            without one. Folders within belong to it.
         ground_truth: Holds a folder of masks a defect type; the mask of ``000.png`` is ``000_mask.png`` or ``000.png``.
             A type may do without masks, but not a single image of a type whose other images have them.
+
+    Returns:
+        The images, the good ones first, then by defect type and path; and what else lies there.
 
     Raises:
         UserError: An image has no mask though others of its type do, or a mask has no image.
     """
-    images = [LabelledImage(path) for path in images_in(test / GOOD)]
-    unpaired = []
-    for defect in sorted({path.name for path in (*folders_in(test), *folders_in(ground_truth))} - {GOOD}):
-        mask_of = {path.stem.removesuffix("_mask"): path for path in images_in(ground_truth / defect)}
-        for path in images_in(test / defect):
-            images.append(LabelledImage(path, defect, mask_of.get(path.stem)))
-            if mask_of and path.stem not in mask_of:
-                unpaired.append(f"{path} has no mask {ground_truth / defect / path.stem}_mask.png")
-        paired = {image.path.stem for image in images if image.defect == defect}
-        unpaired += [f"{mask_of[stem]} has no image {test / defect / stem}.*" for stem in mask_of if stem not in paired]
+    tested, drawn = list_photos(test).checked(), list_photos(ground_truth).checked()
+    left_out = [*tested.others, *drawn.others]
+    masks: dict[str, dict[str, Path]] = {}
+    for path in drawn.photos:
+        defect, name = _type_and_name(path, ground_truth)
+        if defect in ("", GOOD):
+            left_out.append(path)
+        else:
+            masks.setdefault(defect, {})[name.removesuffix("_mask")] = path
+    images, unpaired = [], []
+    for path in tested.photos:
+        defect, name = _type_and_name(path, test)
+        if not defect:
+            left_out.append(path)
+        elif defect == GOOD:
+            images.append(LabelledImage(path))
+        else:
+            images.append(LabelledImage(path, defect, masks.get(defect, {}).get(name)))
+            if defect in masks and name not in masks[defect]:
+                unpaired.append(f"{path} has no mask {ground_truth / defect / name}_mask.png")
+    paired = {image.mask for image in images}
+    unpaired += [
+        f"{mask} has no image {test / defect / name}.*"
+        for defect, of_name in masks.items()
+        for name, mask in of_name.items()
+        if mask not in paired
+    ]
     if unpaired:
         raise UserError(
-            f"Images and masks of {test.parent} do not pair: {first_few(unpaired)}. Copy what is missing there, or "
-            "remove the other half of the pair. A defect type may also have no masks at all."
+            f"Images and masks of {test.parent} do not pair: {first_few(sorted(unpaired))}. Copy what is missing "
+            "there, or remove the other half of the pair. A defect type may also have no masks at all."
         )
-    return images
+    return sorted(images, key=lambda image: (image.defect != GOOD, image.defect, image.path)), left_out
+
+
+def _type_and_name(path: Path, folder: Path) -> tuple[str, str]:
+    """Return which type a photo below a folder is of ('' of one in the folder itself), and its name, without suffix."""
+    first, *within = path.relative_to(folder).parts
+    if not within:
+        return "", first
+    return GOOD if first.casefold() in _GOOD_FOLDERS else first, Path(*within).with_suffix("").as_posix()
 
 
 def verify_category(root: str | Path, category: str) -> str:
@@ -152,16 +183,17 @@ def verify_category(root: str | Path, category: str) -> str:
         UserError: Files are missing, differ or cannot be read; it names the first few of them.
     """
     found = find_files(root, category)
-    digests = file_digests(found.all, found.folder)
+    digests = file_digests(found.all)
+    named = {path.relative_to(found.folder).as_posix(): digest for path, digest in digests.items()}
     problems = []
     manifest = files("padim_bottle.data") / "manifests" / f"{category}.sha256"
     if category in CATEGORIES and manifest.is_file():
         lines = manifest.read_text(encoding="utf-8").splitlines()
         published = {name: digest for digest, name in (line.split("  ") for line in lines)}
-        problems += [f"{name} is missing" for name in published.keys() - digests.keys()]
-        problems += [f"{name} is not part of it" for name in digests.keys() - published.keys()]
-        common = published.keys() & digests.keys()
-        problems += [f"{name} has another content" for name in common if published[name] != digests[name]]
+        problems += [f"{name} is missing" for name in published.keys() - named.keys()]
+        problems += [f"{name} is not part of it" for name in named.keys() - published.keys()]
+        common = published.keys() & named.keys()
+        problems += [f"{name} has another content" for name in common if published[name] != named[name]]
     elif category in CATEGORIES:
         good = sum(image.defect == GOOD for image in found.test)
         counted = ImageCounts(len(found.train), good, len(found.test) - good)
@@ -178,47 +210,12 @@ def verify_category(root: str | Path, category: str) -> str:
 
 
 def fingerprint(root: str | Path, category: str) -> str:
-    """Name the content of a category's images and masks.
-
-    Returns:
-        Hexadecimal SHA-256 of the lines ``<sha256>  <path relative to the category>``, sorted by path.
+    """Name the content of a category's images and masks, see :func:`padim_bottle.data.digest.fingerprint_of`.
 
     Raises:
         UserError: The layout is wrong or a file cannot be read.
     """
-    found = find_files(root, category)
-    return fingerprint_of(file_digests(found.all, found.folder))
-
-
-def folders_in(folder: Path) -> list[Path]:
-    """Return the folders in a folder, sorted; none if it is missing."""
-    return sorted(path for path in _entries(folder) if path.is_dir())
-
-
-def images_in(folder: Path) -> list[Path]:
-    """Return the images in a folder, sorted; none if it is missing."""
-    # A dangling link is listed too, so that it is reported and not passed over.
-    images = (path for path in _entries(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(path for path in images if not path.is_dir())
-
-
-def files_in(folder: Path) -> list[Path]:
-    """Return everything in a folder that is no folder, sorted."""
-    return sorted(path for path in _entries(folder) if not path.is_dir())
-
-
-def _entries(folder: Path) -> Iterable[Path]:
-    try:
-        entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
-        for path in entries:
-            str(path).encode()
-        return entries
-    except UnicodeEncodeError:
-        raise UserError(f"The name of {str(path)!r} is not valid Unicode: rename it.") from None
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise UserError(f"Cannot list {folder}: {error.strerror}. Check its permissions.") from None
+    return fingerprint_of(file_digests(find_files(root, category).all))
 
 
 def _missing_category(root: Path, category: str) -> str:
@@ -226,7 +223,7 @@ def _missing_category(root: Path, category: str) -> str:
     if not root.is_dir():
         message += ", which does not exist either"
     else:
-        there = [path.name for path in folders_in(root)]
+        there = [printable(path.name) for path in list_photos(root, subfolders=False).folders]
         message += f"; the folders there: {', '.join(there) or 'none'}"
     if (root / "train").is_dir():
         message += ". The root looks like a category itself: give the folder above it"

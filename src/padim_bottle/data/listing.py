@@ -48,19 +48,11 @@ class Listing:
     folders: list[Path]
     problems: list[str]
 
-    @property
-    def left_out(self) -> str | None:
-        """A sentence that names the files that are no photos, with their number; None if there are none."""
-        if not self.others:
-            return None
-        counted = f"{len(self.others)} files that are no photos" if len(self.others) > 1 else "1 file that is no photo"
-        return f"Left out {counted}: {first_few([printable(path) for path in self.others])}"
-
     def checked(self) -> "Listing":
         """Return this listing.
 
         Raises:
-            UserError: A folder could not be listed.
+            UserError: A folder could not be listed, or an argument names no photo.
         """
         if self.problems:
             raise UserError(first_few(self.problems))
@@ -179,3 +171,19 @@ def find_photos(patterns: Iterable[str]) -> Listing:
             problems.append(f"There is no photo {pattern}." if not named else f"There are no photos in {pattern}.")
         photos.update(dict.fromkeys(found))
     return Listing(list(photos), [path for path in others if path not in photos], [], problems)
+
+
+def left_out(paths: Iterable[Path], folder: Path | None = None) -> str | None:
+    """Return a sentence that names what is left out, with its number; None if that is nothing.
+
+    Args:
+        paths: Files, and folders that are not searched.
+        folder: One that all are in, so that they can be named shortly.
+    """
+    names = [
+        printable(path if folder is None else path.relative_to(folder)) + "/" * path.is_dir() for path in sorted(paths)
+    ]
+    if not names:
+        return None
+    where = "" if folder is None else f" of {printable(folder)}"
+    return f"Left out{where} ({len(names)}): {first_few(names)}."

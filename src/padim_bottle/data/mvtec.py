@@ -1,5 +1,6 @@
 """anomalib's MVTec AD data module: fetched by the category, verified, read once at the model's size."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -10,7 +11,10 @@ from torchvision.transforms.v2 import Transform
 
 from padim_bottle.data.dataset import OrderedLoading, PhotoDataset, check_at_least, default_num_workers
 from padim_bottle.data.download import download_category
-from padim_bottle.data.layout import CATEGORIES, find_files, fingerprint, verify_category
+from padim_bottle.data.layout import CATEGORIES, find_files, verify_category
+from padim_bottle.data.listing import left_out
+
+logger = logging.getLogger(__name__)
 
 
 class MVTecAD(OrderedLoading, anomalib.data.MVTecAD):
@@ -41,10 +45,6 @@ class MVTecAD(OrderedLoading, anomalib.data.MVTecAD):
         seed: Seed of the random splits. Independent of the seed of the experiment.
         verify: Compare the category with what was published. False for a copy that was changed on purpose.
         download: Download a missing category of MVTec AD.
-
-    Attributes:
-        fingerprint: Names the content of the data after ``prepare_data``, see
-            :func:`padim_bottle.data.layout.fingerprint`.
     """
 
     title = "MVTec AD"
@@ -88,20 +88,24 @@ class MVTecAD(OrderedLoading, anomalib.data.MVTecAD):
         )
         self.verify = verify
         self.download = download
-        self.fingerprint: str | None = None
+        self._prepared = False
 
     def prepare_data(self) -> None:
-        """Download the category if it is missing, check it and set ``fingerprint``.
+        """Download the category if it is missing, and check it.
 
         Raises:
             UserError: If the category is missing and cannot be downloaded, or is not what was published.
         """
-        if self.fingerprint is not None:
+        if self._prepared:
             return  # Lightning calls this before training and again before testing
         if self.download and self.category in CATEGORIES and not (self.root / self.category).exists():
             download_category(self.category, self.root)
-        check = verify_category if self.verify else fingerprint
-        self.fingerprint = check(self.root, self.category)
+        if self.verify:
+            verify_category(self.root, self.category)
+        found = find_files(self.root, self.category)
+        if unused := left_out(found.left_out, found.folder):
+            logger.warning(unused)
+        self._prepared = True
 
     def _setup(self, _stage: str | None = None) -> None:
         found = find_files(self.root, self.category)

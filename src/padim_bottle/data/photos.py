@@ -8,10 +8,12 @@ from anomalib.data.utils import Split
 from torchvision.transforms.v2 import Transform
 
 from padim_bottle.data.dataset import OrderedLoading, PhotoDataset, check_at_least, default_num_workers
-from padim_bottle.data.digest import file_digests, fingerprint_of
+from padim_bottle.data.digest import file_digests
 from padim_bottle.data.images import read_size
-from padim_bottle.data.layout import IMAGE_SUFFIXES, LabelledImage, files_in, find_test_images, folders_in, images_in
+from padim_bottle.data.layout import LabelledImage, find_test_images
+from padim_bottle.data.listing import left_out, list_photos
 from padim_bottle.errors import UserError, first_few
+from padim_bottle.files import printable
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +33,6 @@ class Photos(OrderedLoading):
         eval_batch_size: Photos in a test batch.
         num_workers: Processes that read photos; 0 reads in the main process. Null: one a core, 8 at most.
         augmentations: Applied to all photos before the model's own resizing.
-
-    Attributes:
-        fingerprint: Names the content of all photos and masks after ``prepare_data``.
     """
 
     title = "photos"
@@ -60,17 +59,17 @@ class Photos(OrderedLoading):
         self.test = None if test is None else Path(test).expanduser()
         self.subfolders = subfolders
         self.category = self.folder.resolve().name
-        self.fingerprint: str | None = None
+        self._prepared = False
 
     def prepare_data(self) -> None:
-        """Check the photos before any work is done, and set ``fingerprint``.
+        """Check the photos before any work is done.
 
         Raises:
             UserError: There are too few, some are no photos or cannot be read, or some are to be trained and tested on.
         """
-        if self.fingerprint is not None:
+        if self._prepared:
             return  # Lightning calls this before training and again before testing
-        train, test = self._find()
+        train, test, unused = self._find()
         if len(train) < MINIMUM_PHOTOS:
             raise UserError(
                 f"There {'is' if len(train) == 1 else 'are'} only {len(train)} photo{'s' * (len(train) != 1)} in "
@@ -83,11 +82,9 @@ class Photos(OrderedLoading):
                 f"Photos are to be trained and tested on: {first_few(both)}. Give --test photos that were not trained "
                 "on, else the test says nothing."
             )
-        folders = {self.folder, *(image.path.parent for image in train)}
-        unused = [] if self.subfolders else [f"{path.name}/" for path in folders_in(self.folder)]
-        unused += [path.name for folder in folders for path in sorted({*files_in(folder)} - {*images_in(folder)})]
-        if unused:
-            logger.warning("Not used of %s, for these are no photos: %s", self.folder, first_few(unused))
+        for folder, paths in unused.items():
+            if sentence := left_out(paths, folder):
+                logger.warning(sentence)
         sizes = Counter(read_size(image.path) for image in [*train, *test])
         if len(sizes) > 1:
             common = ", ".join(f"{width} x {height}" for (width, height), _ in sizes.most_common(3))
@@ -95,20 +92,17 @@ class Photos(OrderedLoading):
                 "The photos have %d different sizes (%s%s): each is resized to the model's image_size, so parts should "
                 "fill the frame alike.", len(sizes), common, ", ..." * (len(sizes) > 3)
             )  # fmt: skip
-        trained_digests = file_digests([image.path for image in train], self.folder)
-        digests = {f"photos/{name}": digest for name, digest in trained_digests.items()}
-        if self.test is not None:
-            tested_digests = file_digests([image.path for image in test], self.test)
-            digests |= {f"test/{name}": digest for name, digest in tested_digests.items()}
-            digests |= file_digests([image.mask for image in test if image.mask is not None], self.test.parent)
-        self.fingerprint = fingerprint_of(digests)
+        # What cannot be read is named now.
+        file_digests([image.path for image in [*train, *test]])
+        self._prepared = True
 
     def _setup(self, _stage: str | None = None) -> None:
-        train, test = self._find()
+        train, test, _ = self._find()
         self.train_data = PhotoDataset(train, Split.TRAIN)
         self.test_data = PhotoDataset(test, Split.TEST)
 
-    def _find(self) -> tuple[list[LabelledImage], list[LabelledImage]]:
+    def _find(self) -> tuple[list[LabelledImage], list[LabelledImage], dict[Path, list[Path]]]:
+        """Return training and test photos, and by their folder the files that are not used."""
         if not self.folder.is_dir():
             raise UserError(f"There is no folder {self.folder}: give one that holds photos of good parts.")
         if self.test is not None and not self.test.is_dir():
@@ -117,26 +111,24 @@ class Photos(OrderedLoading):
             raise UserError(
                 f"{self.folder} is given for training and for the test: give --test photos that were not trained on."
             )
-        folders = [self.folder]
-        within = folders_in(self.folder)
-        if self.subfolders:
-            for folder in folders:
-                folders += folders_in(folder)  # and those in them in turn
-        train = [LabelledImage(path) for folder in folders for path in images_in(folder)]
-        if not train:
+        listing = list_photos(self.folder, subfolders=self.subfolders).checked()
+        if not listing.photos:
             hint = ""
-            if within:
+            if listing.folders:
                 hint = (
-                    f" It holds folders ({', '.join(path.name for path in within[:5])}): give the one with the photos "
-                    "of good parts, or set data.init_args.subfolders to true (--group parent-folder does) if all are."
+                    f" It holds folders ({', '.join(printable(path.name) for path in listing.folders[:5])}): give the "
+                    "one with the photos of good parts, or set data.init_args.subfolders to true (--group "
+                    "parent-folder does) if all are."
                 )
-            raise UserError(f"There are no photos in {self.folder} ({', '.join(IMAGE_SUFFIXES)}).{hint}")
+            raise UserError(f"There are no photos in {self.folder}.{hint}")
+        train = [LabelledImage(path) for path in listing.photos]
+        unused = {self.folder: listing.others + ([] if self.subfolders else listing.folders)}
         if self.test is None:
-            return train, []
-        test = find_test_images(self.test, self.test.parent / "ground_truth")
+            return train, [], unused
+        test, unused[self.test.parent] = find_test_images(self.test, self.test.parent / "ground_truth")
         if not test:
             raise UserError(
                 f"There are no photos in the folders of {self.test}: it needs a folder a defect type, and 'good' for "
                 "photos of good parts."
             )
-        return train, test
+        return train, test, unused

@@ -32,7 +32,7 @@ class DataDescription:
         train_images: Number of training images.
         defect_types: Defect type of each test image by its path; ``good`` without one.
         unmasked: Defective test images without a mask.
-        fingerprint: Names the content of all files, see :func:`padim_bottle.data.layout.fingerprint`.
+        fingerprint: Names the content of all files, see :func:`padim_bottle.data.digest.fingerprint_of`.
     """
 
     name: str
@@ -76,7 +76,7 @@ def describe(datamodule: AnomalibDataModule | None) -> DataDescription:
     """Describe the data of a run.
 
     Args:
-        datamodule: Set up. Its ``fingerprint``, ``title`` and ``synthetic`` are taken where it has them.
+        datamodule: Set up. Its ``title`` and ``synthetic`` are taken where it has them.
 
     Raises:
         UserError: It cannot be told what the images are, or files cannot be read.
@@ -107,7 +107,7 @@ def describe(datamodule: AnomalibDataModule | None) -> DataDescription:
         train_images=len(train),
         defect_types=_defect_types(test),
         unmasked=frozenset(test.loc[(test["label_index"] == LabelName.ABNORMAL) & ~_has_mask(test), "image_path"]),
-        fingerprint=getattr(datamodule, "fingerprint", None) or _fingerprint(datamodule),
+        fingerprint=fingerprint_of(file_digests(_files(datamodule))),
     )
 
 
@@ -150,7 +150,7 @@ def _has_mask(samples: DataFrame) -> Any:
     return samples["mask_path"].map(lambda mask: bool(mask) and mask == mask)  # NaN is not equal to itself
 
 
-def _fingerprint(datamodule: AnomalibDataModule) -> str:
+def _files(datamodule: AnomalibDataModule) -> list[Path]:
     files: set[Path] = set()
     for data in (datamodule.train_data, getattr(datamodule, "val_data", None), _test_data(datamodule)):
         # Synthetic anomalies are drawn anew by each run, into a temporary folder.
@@ -160,6 +160,4 @@ def _fingerprint(datamodule: AnomalibDataModule) -> str:
         for masks in data.samples.loc[_has_mask(data.samples), "mask_path"] if len(data.samples) else ():
             files |= {Path(mask) for mask in (masks if isinstance(masks, list) else [masks])}  # LOCO has several
     # A mask may be listed for images that have none (VisA's good ones).
-    files = {file for file in files if file.exists()}
-    folder = Path(os.path.commonpath([file.parent for file in files]))
-    return fingerprint_of(file_digests(files, folder))
+    return [file for file in files if file.exists()]

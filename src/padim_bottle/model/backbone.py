@@ -9,7 +9,6 @@ A backbone is named as timm names it, tag included (``resnet18.tv_in1k``). Its w
 Only safetensors files are read: a pickle from a stranger can run code, a safetensors file cannot.
 """
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ import timm
 import torch
 
 from padim_bottle.errors import UnavailableError, UserError, in_a_line
+from padim_bottle.files import sha256
 
 # Table I of the PaDiM paper (Defard et al. 2021): R18-Rd100 and WR50-Rd550.
 PAPER_N_FEATURES = {"resnet18": 100, "wide_resnet50_2": 550}
@@ -210,7 +210,7 @@ def _digest(folder: Path) -> str:
             f"{folder} is no timm weights folder: it must hold config.json and model.safetensors "
             "(pickled weights are not read)."
         )
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return sha256(file)
 
 
 def _download(name: str, roots: Sequence[Path]) -> Path:

@@ -1,6 +1,5 @@
 """Photos that show the same part without saying so: exact copies, and near ones such as two shots of one part."""
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from padim_bottle.files import sha256
 from padim_bottle.model.calibration import MINIMUM_PARTS, mahalanobis_grams
 from padim_bottle.model.gaussian import COVARIANCE_EPSILON
 
@@ -35,7 +35,7 @@ def exact_copies(paths: Sequence[str]) -> list[Copy]:
     for candidates in by_size.values():
         first: dict[str, int] = {}
         for index in candidates if len(candidates) > 1 else ():
-            digest = hashlib.sha256(Path(paths[index]).read_bytes()).hexdigest()
+            digest = sha256(paths[index])
             if digest in first:
                 found.append(Copy(first[digest], index, "exact"))
             first.setdefault(digest, index)

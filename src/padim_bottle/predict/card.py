@@ -1,12 +1,12 @@
 """The JSON card beside an exported model: what goes in, what comes out, what was decided, where it came from."""
 
-import hashlib
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 from padim_bottle.errors import UserError
+from padim_bottle.files import sha256
 
 CARD = "model.json"
 CARD_VERSION = 2
@@ -96,7 +96,7 @@ def describe_padim(padim: Any, metrics: dict[str, Any] | None = None) -> dict[st
 
 def write_card(folder: Path, model_format: str, card: dict[str, Any]) -> dict[str, Any]:
     """Write the card of the exported files in a folder, with their digests, and return it."""
-    files = {path.name: _digest(path) for path in sorted(folder.iterdir()) if path.name != CARD}
+    files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name != CARD}
     card = {"card_version": CARD_VERSION, "format": model_format, "files": files, **card}
     (folder / CARD).write_text(json.dumps(card, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return card
@@ -119,7 +119,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         file = folder / name
         if not file.is_file():
             raise UserError(f"{folder} is not a whole model: {name} is missing. Export it again.")
-        if _digest(file) != digest:
+        if sha256(file) != digest:
             raise UserError(
                 f"{file} is refused: it is not the file that {CARD} was written for (changed, truncated or from "
                 "another model). Export it again."
@@ -140,7 +140,3 @@ def _is_card(card: Any) -> bool:
         )
     except (KeyError, TypeError, AttributeError):
         return False
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

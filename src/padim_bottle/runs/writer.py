@@ -1,7 +1,6 @@
 """The Lightning callback that turns a test run into a folder of results."""
 
 import contextlib
-import hashlib
 import json
 import logging
 import re
@@ -25,7 +24,7 @@ from padim_bottle.data.samples import describe, restore_missing_masks
 from padim_bottle.errors import UserError
 from padim_bottle.evaluation.metrics import evaluate
 from padim_bottle.evaluation.predictions import Predictions, predictions_table
-from padim_bottle.files import write_whole
+from padim_bottle.files import sha256, write_whole
 from padim_bottle.report.pictures import Pictures, to_pictures
 from padim_bottle.report.screen import print_summary
 from padim_bottle.runs import environment
@@ -312,7 +311,7 @@ class ResultsWriter(Callback):
             "features_from_seed": self.features_from_seed,
             "git_commit": environment.git_commit(),
             "code_sha256": environment.code_digest(),
-            "config_sha256": hashlib.sha256((self._partial / "config.yaml").read_bytes()).hexdigest(),
+            "config_sha256": sha256(self._partial / "config.yaml"),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
 

@@ -1,6 +1,5 @@
 """What a sweep's runs are, and which of them are done. Heavy imports are inside the functions."""
 
-import hashlib
 import itertools
 import json
 import math
@@ -14,6 +13,7 @@ from typing import Any
 from padim_bottle.errors import UserError
 from padim_bottle.experiment.config_check import check_config, read_structured
 from padim_bottle.experiment.variants import spell_argument, variants_of
+from padim_bottle.files import sha256
 from padim_bottle.sweep.group import Run
 
 
@@ -151,7 +151,7 @@ def finished(runs: Sequence[Run]) -> set[Run]:
             fingerprint = metrics["data"]["fingerprint"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{run.folder}: metrics.json was changed by hand or is broken: move it away.") from error
-        if hashlib.sha256((run.folder / "config.yaml").read_bytes()).hexdigest() != recorded[0]:
+        if sha256(run.folder / "config.yaml") != recorded[0]:
             raise UserError(f"{run.folder}: config.yaml is not that of metrics.json: it was changed, move it away.")
         if recorded == (run.config_sha256, code_digest()):
             data = (run.config, run.overrides)

@@ -15,7 +15,7 @@ from anomalib.pre_processing import PreProcessor
 from lightning.pytorch.cli import instantiate_class
 from torchvision.transforms.v2 import Transform
 
-from padim_bottle.data.layout import GOOD, images_in
+from padim_bottle.data.layout import GOOD
 from padim_bottle.data.mvtec import MVTecAD
 from padim_bottle.data.photos import Photos
 from padim_bottle.errors import UserError
@@ -49,20 +49,14 @@ def training_paths(cli: ExperimentCLI) -> list[Path]:
         UserError: data of another kind, or none to be had.
     """
     data = instantiate_class((), cli.settings.data.as_dict())
-    if isinstance(data, MVTecAD):
-        folder = Path(data.root, data.category)
-        if not folder.is_dir():
-            data.prepare_data()
-        paths = images_in(folder / "train" / GOOD)
-        if not paths:
-            raise UserError(f"There are no training photos in {folder / 'train' / GOOD}.")
-        return paths
-    if isinstance(data, Photos):
-        data.setup()  # lists them
-        return [Path(path) for path in data.train_data.samples["image_path"]]
-    raise UserError(
-        f"data: {cli.settings.data.class_path} cannot be tuned on; padim_bottle.MVTecAD can, and --photos FOLDER."
-    )
+    if not isinstance(data, (MVTecAD, Photos)):
+        raise UserError(
+            f"data: {cli.settings.data.class_path} cannot be tuned on; padim_bottle.MVTecAD can, and --photos FOLDER."
+        )
+    if isinstance(data, MVTecAD) and not Path(data.root, data.category).is_dir():
+        data.prepare_data()
+    data.setup()  # lists them
+    return [Path(path) for path in data.train_data.samples["image_path"]]
 
 
 def make_splits(paths: Sequence[Path], groups: Sequence[str | None], settings: TuneSettings) -> list[Split]:

@@ -1,7 +1,6 @@
 """What a tuning writes: the best config, and how it was found."""
 
 import json
-import os
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -80,7 +79,7 @@ class Tuning:
             "grid": {key: spell_argument(values) for key, values in self.grid.items()},
             "settings": {k: v for k, v in asdict(self.settings).items() if k not in ("results", "cache_folder")},
             "training_photos": len(self.paths),
-            "training_fingerprint": fingerprint_of(file_digests(self.paths, Path(os.path.commonpath(self.folders)))),
+            "training_fingerprint": fingerprint_of(file_digests(self.paths)),
         }
 
     def check_folder(self) -> None:
