@@ -8,7 +8,6 @@ from padim_bottle.data.layout import CATEGORIES, PUBLISHED_COUNTS, find_files, f
 from padim_bottle.data.mvtec import MVTecAD
 from padim_bottle.errors import UserError
 
-
 TYPES = ["good", "good", "crack", "crack", "stain"]
 
 
