@@ -220,7 +220,7 @@ def test_a_file_name_that_is_no_unicode_is_refused_by_name(tmp_path):
         os.fsencode(tmp_path / "parts" / "train" / "good" / "a.png"),
         os.fsencode(tmp_path / "parts" / "train" / "good") + b"/caf\xe9.png",
     )
-    with pytest.raises(UserError, match=r"caf.*not valid Unicode"):
+    with pytest.raises(UserError, match=r"not valid Unicode.*caf"):
         MVTecAD(tmp_path, "parts").prepare_data()
 
 

@@ -15,9 +15,12 @@ def file_digests(files: Iterable[Path]) -> dict[Path, str]:
     """Return the SHA-256 of every file; one that is as it was is not read again by this process.
 
     Raises:
-        UserError: Files cannot be read; it names the first few.
+        UserError: Files cannot be read, or the tables of a run could not name them; it names the first few.
     """
     files = list(dict.fromkeys(files))
+    nameless = [printable(path) for path in files if printable(path) != str(path)]
+    if nameless:
+        raise UserError(f"Names that are not valid Unicode: {first_few(nameless)}. Rename them.")
 
     def digest(path: Path) -> str | OSError:
         try:
@@ -52,4 +55,4 @@ def fingerprint_of(digests: Mapping[Path, str]) -> str:
     folder = os.path.commonpath([path.parent for path in paths])
     names = {path.relative_to(folder).as_posix(): digest for path, digest in paths.items()}
     lines = "".join(f"{names[name]}  {name}\n" for name in sorted(names))
-    return hashlib.sha256(os.fsencode(lines)).hexdigest()
+    return hashlib.sha256(lines.encode()).hexdigest()
