@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,19 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(run_folder, table, tm
     assert rows[0]["score"] == rows[3]["score"]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["table.csv"]
     assert predict(run_folder, tmp_path / "a.png", tmp_path / "b.png") == 2
+
+
+def test_a_name_that_is_no_utf_8_is_judged_and_printed_everywhere(run_folder, table, tmp_path, capsys):
+    good = table.loc[~table["predicted_label"], "image_path"].iloc[0]
+    shutil.copy(good, tmp_path / os.fsdecode(b"caf\xe9.png"))
+    (tmp_path / os.fsdecode(b"th\xe9.png")).write_bytes(b"no picture")
+    for form in ([], ["--json"]):
+        assert predict(run_folder, tmp_path, "--csv", tmp_path / "table.csv", *form) == 2
+        assert "caf\\xe9.png" in (output := capsys.readouterr()).out.replace("\\\\", "\\")
+        assert "th\\xe9.png" in output.err
+        assert pd.read_csv(tmp_path / "table.csv")["path"].tolist() == [
+            str(tmp_path / name) for name in ("caf\\xe9.png", "th\\xe9.png")
+        ]
 
 
 def test_a_table_goes_to_standard_output(run_folder, table, capsys):

@@ -6,6 +6,8 @@ import pandas as pd
 import pytest
 
 from padim_bottle.commands.predict import predict_command
+from padim_bottle.predict.card import describe_padim
+from padim_bottle.predict.checkpoint import load_padim
 from padim_bottle.predict.drift import ALARM, BETS, DriftMonitor, monitor_of
 from padim_bottle.predict.predictor import load_predictor
 
@@ -60,6 +62,15 @@ def test_a_late_drift_is_noticed_and_evidence_stays_finite():
     assert first_alarm(monitor, means) is None
     assert first_alarm(monitor, means[:100] + 2 * means.std()) < 60
     assert all(np.isfinite(monitor.add(mean)) for mean in [9.0] * 2000 + [0.0] * 10)
+
+
+@pytest.mark.slow
+def test_grouped_photos_are_not_watched(run_folder):
+    """Photos of one part come in series: they are not exchangeable."""
+    padim = load_padim(run_folder / "model.ckpt")
+    assert monitor_of(describe_padim(padim)) is not None
+    padim.group = "parent-folder"
+    assert monitor_of(describe_padim(padim)) is None
 
 
 @pytest.mark.slow

@@ -2,17 +2,11 @@
 
 import cv2
 import numpy as np
+from soak import CARD
 
 from padim_bottle.errors import UserError
 from padim_bottle.predict.judge import judge
 from padim_bottle.predict.predictor import Predictor
-
-CARD = {
-    "input": {"model_size": [8, 8]},
-    "thresholds": {"image": 0.5, "image_scale": 1.0},
-    "calibration": {"scores": [0.1, 0.2, 0.3]},
-    "drift": None,
-}
 
 
 def test_a_photo_whose_score_is_not_finite_has_no_verdict_and_is_named(tmp_path):

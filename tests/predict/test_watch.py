@@ -11,42 +11,18 @@ import time
 from multiprocessing import get_context
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from soak import brightness_predictor, soak, write_photo
 
-from padim_bottle.errors import UserError
+from padim_bottle.data.images import read_image
+from padim_bottle.errors import SystemTroubleError, UserError
 from padim_bottle.predict import inbox
 from padim_bottle.predict.drift import DriftMonitor
-from padim_bottle.predict.predictor import Predictor
+from padim_bottle.predict.heatmaps import Pictures
 from padim_bottle.predict.verdict_table import LOG_FIELDS, VerdictLog
 from padim_bottle.predict.watch import watch
-
-CARD = {
-    "input": {"model_size": [8, 8]},
-    "thresholds": {"image": 0.5, "image_scale": 1.0},
-    "calibration": {"scores": [0.1, 0.2, 0.3]},
-    "drift": {"map_means": [0.0], "pixel_scale": None},
-}
-
-
-def stub(slow: float = 0.0) -> Predictor:
-    """A model that takes a photo's mean brightness for its score."""
-
-    def run(photos):
-        time.sleep(slow)
-        scores = photos.mean(axis=(1, 2, 3))[:, None]
-        maps = np.zeros((len(photos), 1, 8, 8), np.float32)
-        return {"raw_score": scores, "pred_score": scores, "anomaly_map": maps, "pred_mask": maps > 0}
-
-    return Predictor("stub", CARD, run)
-
-
-def photo(path: Path, brightness: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), np.full((16, 16, 3), brightness, np.uint8))
-    return path
 
 
 def rows(file: Path) -> list[dict]:
@@ -54,23 +30,29 @@ def rows(file: Path) -> list[dict]:
         return list(csv.DictReader(stream))
 
 
-def watch_until(folder: Path, file: Path, count: int, act=lambda: None, seconds: float = 20.0) -> list[dict]:
+def wait_for(file: Path, count: int, seconds: float = 20.0) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and len(rows(file)) < count:
+        time.sleep(0.05)
+
+
+def watch_until(folder: Path, file: Path, count: int, act=lambda: None, seconds: float = 20.0, **options) -> list[dict]:
     """Watch until there are so many lines, or time is up; ``act`` runs meanwhile."""
     stop = threading.Event()
 
     def end() -> None:
+        while not file.exists():
+            time.sleep(0.01)
         act()
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and len(rows(file)) < count:
-            time.sleep(0.05)
+        wait_for(file, count, seconds)
         stop.set()
 
     with VerdictLog(file) as log:
         thread = threading.Thread(target=end)
         thread.start()
-        yielded = list(watch(stub(), folder, log, stop, monitor=DriftMonitor([0.0])))
+        yielded = list(watch(brightness_predictor(), folder, log, stop, monitor=DriftMonitor([0.0]), **options))
         thread.join()
-    assert len(yielded) <= count
+    assert len([row for row in yielded if not row.get("error")]) <= count
     return rows(file)
 
 
@@ -84,14 +66,14 @@ def test_photos_are_judged_as_they_arrive(tmp_path, monkeypatch, reported, capsy
         monkeypatch.setattr("watchdog.observers.Observer", fail)
         monkeypatch.setattr(inbox, "POLL", 0.2)
     folder = tmp_path / "photos"
-    photo(folder / "early.png")
+    write_photo(folder / "early.png")
     (folder / "notes.txt").touch()
 
     def act():
         time.sleep(0.5)
-        photo(folder / "deep" / "er" / "late.png", 255)
-        photo(folder / ".hidden.png")
-        photo(tmp_path / "elsewhere.bmp").rename(folder / "moved.bmp")
+        write_photo(folder / "deep" / "er" / "late.png", 255)
+        write_photo(folder / ".hidden.png")
+        write_photo(tmp_path / "elsewhere.bmp").rename(folder / "moved.bmp")
 
     found = {Path(row["path"]).name: row for row in watch_until(folder, tmp_path / "v.csv", 3, act)}
     assert set(found) == {"early.png", "late.png", "moved.bmp"}
@@ -104,7 +86,7 @@ def test_photos_are_judged_as_they_arrive(tmp_path, monkeypatch, reported, capsy
 def test_a_photo_that_is_being_written_is_waited_for(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
-    content = photo(tmp_path / "whole.png").read_bytes()
+    content = write_photo(tmp_path / "whole.png").read_bytes()
 
     def act():
         with (folder / "slow.png").open("wb") as file:
@@ -120,10 +102,10 @@ def test_a_photo_that_is_being_written_is_waited_for(tmp_path):
 def test_a_damaged_photo_has_a_line_that_says_so_and_may_be_mended(tmp_path, monkeypatch):
     monkeypatch.setattr(inbox, "PATIENCE", 1.5)
     folder = tmp_path / "photos"
-    whole = photo(tmp_path / "whole.png").read_bytes()
+    whole = write_photo(tmp_path / "whole.png").read_bytes()
     folder.mkdir()
     (folder / "damaged.png").write_bytes(whole[: len(whole) // 2])
-    photo(folder / "good.png")
+    write_photo(folder / "good.png")
     found = {Path(row["path"]).name: row for row in watch_until(folder, tmp_path / "v.csv", 2)}
     assert "damaged.png" in found["damaged.png"]["error"]
     assert found["damaged.png"]["verdict"] == ""
@@ -134,9 +116,144 @@ def test_a_damaged_photo_has_a_line_that_says_so_and_may_be_mended(tmp_path, mon
     assert watch_until(folder, tmp_path / "v.csv", 3)[2]["verdict"] == "good"
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Short times."""
+    for name, seconds in (("SETTLE", 0.1), ("PATIENCE", 0.5), ("RETRY", 0.1), ("RESCAN", 0.5)):
+        monkeypatch.setattr(inbox, name, seconds)
+
+
+@pytest.mark.parametrize("while_watched", [True, False])
+def test_a_name_that_gets_another_photo_is_judged_again(tmp_path, quick, while_watched):
+    """A camera's ``latest.png``, a counter that wraps, a folder that is emptied at night."""
+    folder, file = tmp_path / "photos", tmp_path / "v.csv"
+    contents = [(0, 1_600_000_000), (255, 1_600_000_001), (0, 1_500_000_000)]
+
+    def put(content):
+        (folder / "latest.png").unlink(missing_ok=True)
+        os.utime(write_photo(folder / "latest.png", content[0]), (content[1], content[1]))
+
+    def put_all():
+        for done, content in enumerate(contents):
+            put(content)
+            wait_for(file, done + 1)
+
+    folder.mkdir()
+    if while_watched:
+        found = watch_until(folder, file, 3, put_all)
+    else:
+        for done, content in enumerate(contents):
+            put(content)
+            found = watch_until(folder, file, done + 1)
+    assert [row["verdict"] for row in found] == ["good", "anomalous", "good"]
+    assert [int(row["mtime_ns"]) for row in found] == [seconds * 10**9 for _, seconds in contents]
+    # The same photo, once more: nothing to do.
+    assert len(watch_until(folder, file, 4, seconds=1.5)) == 3
+
+
+@pytest.mark.parametrize("seconds", [-3600, 3600])
+def test_a_broken_photo_is_final_until_it_changes_whatever_the_clocks_say(tmp_path, quick, seconds):
+    """A copy that stalls, and keeps its old time or one that is ahead of this machine's clock."""
+    folder, file, when = tmp_path / "photos", tmp_path / "v.csv", time.time() + seconds
+    whole = write_photo(tmp_path / "whole.png").read_bytes()
+
+    def put(content):
+        folder.mkdir(exist_ok=True)
+        (folder / "copy.png").write_bytes(content)
+        os.utime(folder / "copy.png", (when, when))
+
+    put(whole[: len(whole) // 2])
+    (row,) = watch_until(folder, file, 2, seconds=2.5)
+    assert row["error"] and not row["verdict"]
+    assert [bool(row["error"]) for row in watch_until(folder, file, 2, lambda: put(whole))] == [True, False]
+
+
+def test_what_the_system_fails_to_read_is_tried_again_and_leaves_no_line_before(tmp_path, quick, monkeypatch):
+    path = write_photo(tmp_path / "photos" / "a.png")
+    attempts, said = [], []
+
+    def read(path):
+        attempts.append(time.monotonic())
+        if len(attempts) <= 4:
+            raise SystemTroubleError(f"Cannot read the image {path}: Input/output error.")
+        return read_image(path)
+
+    monkeypatch.setattr(inbox, "read_image", read)
+    stop = threading.Event()
+    with VerdictLog(tmp_path / "v.csv") as log:
+        for row in watch(brightness_predictor(), path.parent, log, stop):
+            said.append(row)
+            if "error" not in row:
+                stop.set()
+            else:
+                assert len(log) == 0
+    assert ["error" in row for row in said] == [True, False]
+    pauses = np.diff(attempts)
+    assert (pauses > 0.09 * 2.0 ** np.arange(4)).all()
+    assert [row["verdict"] for row in rows(tmp_path / "v.csv")] == ["good"]
+
+
+def test_a_folder_that_vanishes_while_one_looks_and_a_name_too_long_for_pictures_end_nothing(
+    tmp_path, quick, monkeypatch
+):
+    folder = tmp_path / "photos"
+    write_photo(folder / "tray" / "a.png")
+    write_photo(folder / f"{'n' * 240}.png")
+    is_photo, said = inbox.is_photo, []
+
+    def take_away(path):
+        shutil.rmtree(folder / "tray", ignore_errors=True)
+        return is_photo(path)
+
+    monkeypatch.setattr(inbox, "is_photo", take_away)
+    pictures = Pictures(tmp_path / "out", root=folder)
+    found = watch_until(folder, tmp_path / "v.csv", 2, seconds=1.5, pictures=pictures, say=said.append)
+    assert [Path(row["path"]).name for row in found] == [f"{'n' * 240}.png"]
+    (sentence,) = said
+    assert sentence.startswith("no pictures: ") and "File name too long" in sentence
+
+
+def test_the_disk_is_asked_about_few_of_the_photos_that_are_done(tmp_path, monkeypatch):
+    folder, asked, content_of = tmp_path / "photos", [], inbox._content
+    for i in range(1000):
+        write_photo(folder / f"{i}.png")
+
+    def content(path):
+        asked.append(path)
+        return content_of(path)
+
+    monkeypatch.setattr(inbox, "_content", content)
+    with VerdictLog(tmp_path / "v.csv") as log:
+        for path in folder.iterdir():
+            log.add({"path": str(path)}, content_of(path))
+        with inbox.Inbox(folder, log, print) as box:
+            for look in range(1, 6):
+                assert box.whole() == []
+                assert len(asked) == look * inbox.CHECKS
+    # In turn all of them.
+    assert len(set(asked)) == 1000
+
+
+def test_names_that_are_no_utf_8_and_files_that_are_no_photos(tmp_path, quick):
+    folder = tmp_path / "photos"
+    write_photo(folder / os.fsdecode(b"caf\xe9\n.png"))
+    write_photo(folder / "without_suffix.png").rename(folder / "without_suffix")
+    (folder / "notes").write_text("no photo")
+    found = watch_until(folder, tmp_path / "v.csv", 3, seconds=2)
+    assert {row["path"] for row in found} == {f"{folder}/caf\\xe9\\n.png", f"{folder}/without_suffix"}
+    assert len((tmp_path / "v.csv").read_text().splitlines()) == 3
+    assert len(watch_until(folder, tmp_path / "v.csv", 3, seconds=1)) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_soak_judges_every_content_once(tmp_path, capfd):
+    assert soak(tmp_path, photos=600, kill_every=100, names=150) == 0, capfd.readouterr().out
+
+
 def _watch_for_ever(folder: Path, file: Path) -> None:
     with VerdictLog(file) as log:
-        for _ in watch(stub(slow=0.002), folder, log, threading.Event(), batch_size=2):
+        for _ in watch(brightness_predictor(slow=0.002), folder, log, threading.Event(), batch_size=2):
             pass
 
 
@@ -150,7 +267,7 @@ def test_ten_kills_lose_no_photo_and_judge_none_twice(tmp_path, monkeypatch):
         process = get_context("fork").Process(target=_watch_for_ever, args=(folder, file))
         process.start()
         for i in range(20):
-            photo(folder / f"{kill}_{i}.png")
+            write_photo(folder / f"{kill}_{i}.png")
         time.sleep(generator.uniform(0.1, 0.5))
         os.kill(process.pid, signal.SIGKILL)
         process.join()
@@ -168,9 +285,18 @@ def test_the_evidence_of_drift_goes_on_where_it_stopped(tmp_path):
     folder, monitor = tmp_path / "photos", DriftMonitor([0.0])
     for count in (2, 5):
         for i in range(count):
-            photo(folder / f"{i}.png")
+            write_photo(folder / f"{i}.png")
         found = watch_until(folder, tmp_path / "v.csv", count)
     assert [float(row["drift"]) for row in found] == [monitor.add(float(row["map_mean"])) for row in found]
+
+
+def test_drift_goes_on_from_the_lines_of_the_same_model_alone(tmp_path):
+    for model in ("old", "new", "new"):
+        with VerdictLog(tmp_path / "v.csv", model) as log:
+            log.add({"path": "a.png", "map_mean": 0.5 if model == "old" else 0.25}, (1, 2))
+    for model, means in (("old", [0.5]), ("new", [0.25, 0.25]), ("newest", [])):
+        with VerdictLog(tmp_path / "v.csv", model) as log:
+            assert log.map_means == means and len(log) == 1
 
 
 def test_a_table_is_used_by_one_and_is_its_own(tmp_path):
@@ -180,12 +306,22 @@ def test_a_table_is_used_by_one_and_is_its_own(tmp_path):
     with pytest.raises(UserError, match="no table of"):
         VerdictLog(tmp_path / "other.csv").__enter__()
     assert (tmp_path / "other.csv").read_text() == "path,score\na,1\n"
+    (tmp_path / "link.csv").symlink_to("v.csv")
+    with VerdictLog(tmp_path / "v.csv") as log, pytest.raises(UserError, match="another process"):
+        VerdictLog(tmp_path / "link.csv").__enter__()
+    with (tmp_path / "v.csv").open("a") as file:
+        file.write("mended,by,hand\n")
+    with pytest.raises(UserError, match=r"v\.csv, line 2"):
+        VerdictLog(tmp_path / "v.csv").__enter__()
+    (tmp_path / "v.csv").unlink()
     with pytest.raises(UserError, match="no folder"), VerdictLog(tmp_path / "v.csv") as log:
-        list(watch(stub(), tmp_path / "nowhere", log, threading.Event()))
+        list(watch(brightness_predictor(), tmp_path / "nowhere", log, threading.Event()))
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_the_command_with_a_summary(run_folder, tmp_path):
+@pytest.mark.parametrize("screen", [True, False])
+def test_ctrl_c_ends_the_command_with_a_summary(run_folder, tmp_path, screen):
+    """Also where nobody reads the lines any more."""
     table = pd.read_csv(run_folder / "predictions.csv")
     folder, file = tmp_path / "in", tmp_path / "v.csv"
     folder.mkdir()
@@ -194,6 +330,9 @@ def test_ctrl_c_ends_the_command_with_a_summary(run_folder, tmp_path):
     command = [sys.executable, Path(__file__).parents[2] / "scripts" / "predict.py", "--model", run_folder]
     command += ["--device", "cpu", "--watch", folder, "--csv", file, "--output", tmp_path / "out"]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if not screen:
+        process.stdout.close()
+        process.stdout = None
     until = time.monotonic() + 60
     while time.monotonic() < until and (not file.exists() or len(rows(file)) < len(table)):
         time.sleep(0.1)
@@ -202,12 +341,14 @@ def test_ctrl_c_ends_the_command_with_a_summary(run_folder, tmp_path):
     assert process.returncode == 1, err
     bad = int(table["predicted_label"].sum())
     assert f"{bad} anomalous, {len(table) - bad} good" in err
-    assert len(out.splitlines()) == len(table)
+    assert not screen or len(out.splitlines()) == len(table)
     found = pd.read_csv(file).sort_values("path").reset_index(drop=True)
     assert tuple(pd.read_csv(file).columns) == LOG_FIELDS
     np.testing.assert_allclose(found["score"], table["score"], rtol=1e-5, atol=1e-5)
     assert ((found["verdict"] == "anomalous") == table["predicted_label"]).all()
     assert len(list((tmp_path / "out").glob("*_heatmap.png"))) == len(table)
+    if not screen:
+        return
     command[command.index(tmp_path / "out")] = folder / "out"
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert (done.returncode, "would be judged too" in done.stderr) == (2, True)
