@@ -10,7 +10,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from padim_bottle.evaluation import metrics
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+SMALL = ["--model.init_args.image_size", "[64, 64]", "--model.init_args.alpha", "0.2"]
 
 
 @pytest.fixture
@@ -57,8 +62,7 @@ def test_a_data_set_needs_a_data_module_and_nothing_else(example, bottles, rando
     rows = [{"path": path, "defect": path.parent.name, "split": path.parent.parent.name} for path in photos]
     pd.DataFrame(rows).to_csv(tmp_path / "parts.csv", index=False)
     monkeypatch.chdir(EXAMPLES.parent)
-    small = ["--model.init_args.image_size", "[64, 64]", "--model.init_args.alpha", "0.2"]
-    arguments = [tmp_path / "parts.csv", "--experiment", "parts", "--results", tmp_path / "results", *small]
+    arguments = [tmp_path / "parts.csv", "--experiment", "parts", "--results", tmp_path / "results", *SMALL]
     assert example("own_data", *arguments).main() == 0
     run = tmp_path / "results" / "parts" / "seed_42"
     metrics = json.loads((run / "metrics.json").read_text())
@@ -67,3 +71,23 @@ def test_a_data_set_needs_a_data_module_and_nothing_else(example, bottles, rando
     assert metrics["image_AUROC"] is not None and metrics["data"]["fingerprint"]
     assert set(pd.read_csv(run / "predictions.csv")["defect_type"]) == {"good", *metrics["per_defect"]}
     assert (run / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_metric_that_is_named_once_stands_everywhere(example, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(EXAMPLES.parent)
+    monkeypatch.setattr(metrics, "METRICS", list(metrics.METRICS))
+    few = {"root": tmp_path / "data", "size": 64, "train_good": 12, "test_good": 4, "test_per_defect": 3}
+    data = [text for name, value in few.items() for text in (f"--data.init_args.{name}", value)]
+    callbacks = ["--trainer.callbacks.root", tmp_path / "results"]
+    example("own_metric", "configs/demo.yaml", *SMALL, *data, *callbacks).main()
+    (experiment,) = (tmp_path / "results").glob("*/")
+    label, (run,) = "recall without a false alarm", experiment.glob("seed_*/")
+    table = pd.read_csv(run / "predictions.csv")
+    defects, good = (table.loc[table["label"] == kind, "score"] for kind in (True, False))
+    expected = sum(score > good.max() for score in defects) / len(defects)
+    assert json.loads((run / "metrics.json").read_text())["image_recall_without_alarms"] == expected
+    assert pd.read_csv(experiment / "summary.csv")["image_recall_without_alarms"].eq(expected).all()
+    shown = " ".join(capsys.readouterr().out.split())
+    pages = [(run / "report.html").read_text(), (experiment / "summary.md").read_text(), shown]
+    assert all(word in page for page in pages for word in label.split())
