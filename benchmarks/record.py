@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from padim_bottle.commands.arguments import new_parser
 from padim_bottle.errors import UserError
 from padim_bottle.files import write_whole
 
@@ -25,7 +23,8 @@ HEADER = ("", "Anomalib", "here", "Anomalib / here")
 
 def new_benchmark_parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser with ``--output``, which all benchmarks have."""
-    parser = new_parser(Path(sys.argv[0]).name, description or "")
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=description, formatter_class=layout, allow_abbrev=False)
     parser.add_argument("--output", type=Path, default=RECORDS, help="folder of the record (default: %(default)s)")
     return parser
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 from anomalib.data.utils import Split
 
-from padim_bottle.commands.train import train_command
+from padim_bottle.commands.command_line import run_verb
 from padim_bottle.data.dataset import OrderedLoading, PhotoDataset
 from padim_bottle.data.layout import LabelledImage
 
@@ -52,7 +52,7 @@ class PhotosOfATable(OrderedLoading):
 def main() -> int:
     """Train and test on the photos of the table that is named; the other arguments are those of scripts/train.py."""
     data = {"class_path": "own_data.PhotosOfATable", "init_args": {"table": sys.argv[1]}}
-    return train_command(["--data", json.dumps(data), *sys.argv[2:]])
+    return run_verb("train", ["--data", json.dumps(data), *sys.argv[2:]])
 
 
 if __name__ == "__main__":

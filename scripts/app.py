@@ -1,6 +1,6 @@
 """Try fitted models in a browser: ``python scripts/app.py --model results/padim_resnet18/seed_42``."""
 
-from padim_bottle.commands.app import app_command
+from door import enter
 
 if __name__ == "__main__":
-    raise SystemExit(app_command())
+    enter("app")

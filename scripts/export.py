@@ -1,6 +1,6 @@
 """Export a fitted model and prove the copy: ``python scripts/export.py --model results/padim_resnet18/seed_42``."""
 
-from padim_bottle.commands.export import export_command
+from door import enter
 
 if __name__ == "__main__":
-    raise SystemExit(export_command())
+    enter("export")

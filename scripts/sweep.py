@@ -1,6 +1,6 @@
 """Run experiments over seeds and compare them: ``python scripts/sweep.py --config configs/sweep.yaml``."""
 
-from padim_bottle.commands.sweep import sweep_command
+from door import enter
 
 if __name__ == "__main__":
-    raise SystemExit(sweep_command())
+    enter("sweep")

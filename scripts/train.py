@@ -1,6 +1,6 @@
 """Train and test one experiment: ``python scripts/train.py --config configs/padim_resnet18.yaml --seed 7``."""
 
-from padim_bottle.commands.train import train_command
+from door import enter
 
 if __name__ == "__main__":
-    raise SystemExit(train_command())
+    enter("train")

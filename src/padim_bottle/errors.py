@@ -38,7 +38,7 @@ _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory"
 MISTAKE, UNEXPECTED, INTERRUPTED = 2, 70, 130
 
 
-def run_command(command: Callable[[], int], *, interrupted: str = "interrupted") -> int:
+def run_command(command: Callable[[], int]) -> int:
     """Run a script's command, and turn whatever ends it into a message and an exit code.
 
     0 and 1 are the command's own verdicts. 2: the user's mistake, or the machine's trouble, in one sentence. 70: an
@@ -46,7 +46,6 @@ def run_command(command: Callable[[], int], *, interrupted: str = "interrupted")
 
     Args:
         command: does the work and returns 0 or 1, or 2 where it has said itself what is wrong.
-        interrupted: what to say after Ctrl-C.
 
     Returns:
         The exit code.
@@ -55,26 +54,47 @@ def run_command(command: Callable[[], int], *, interrupted: str = "interrupted")
         SystemExit: whoever asked for it.
     """
     try:
-        return command()
+        code = command()
+        # What a full disk or a reader that went away keep from being printed is known here, and not when Python ends.
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted()
     except SystemExit as end:
         # Lightning turns Ctrl-C into this.
         if not isinstance(end.__context__, KeyboardInterrupt):
             raise
-        print(interrupted, file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted()
     except Exception as error:
         if isinstance(error, BrokenPipeError) and close_broken_streams():
             return MISTAKE
+        _drop_what_cannot_be_printed()
         message = explain_failure(error)
         if message is not None:
-            print(f"error: {message}", file=sys.stderr)
+            _say(f"error: {message}")
             return MISTAKE
         name, reason = type(error).__name__, in_a_line(error)
-        print(f"unexpected error: {name if reason == name else f'{name}: {reason}'}. {_log(error)}", file=sys.stderr)
+        _say(f"unexpected error: {name if reason == name else f'{name}: {reason}'}. {_log(error)}")
         return UNEXPECTED
+
+
+def _interrupted() -> int:
+    _say("interrupted: what was finished is kept, and nothing half-written was left behind")
+    return INTERRUPTED
+
+
+def _say(text: str) -> None:
+    # Where nobody reads it, the exit code still says it.
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr)
+
+
+def _drop_what_cannot_be_printed() -> None:
+    """Drop lines that cannot be written: Python would complain of them at its end, with an exit code of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def in_a_line(error: object, longest: int = 400) -> str:
@@ -141,6 +161,8 @@ def explain_failure(error: BaseException) -> str | None:
 
 
 def _explain_machine(error: BaseException) -> str | None:
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("padim_bottle"):
+        return f"{error.name} is not installed in {sys.executable}: install this package with all that it needs."
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         path = error.filename2 or error.filename  # of a copy the second one
         where = f" for {path}" if path else ""

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from padim_bottle.app.judging import SHOWN_SIDE, Answer, Model, load_models
-from padim_bottle.commands.predict import predict_command
+from padim_bottle.commands.command_line import run_verb
 from padim_bottle.data.images import read_image
 from padim_bottle.model.rule import Rule
 from padim_bottle.predict.heatmaps import draw
@@ -30,7 +30,7 @@ def answer(score, calibration=CALIBRATION):
 def test_a_verdict_is_that_of_predict(alpha, run_folder, capsys):
     paths = pd.read_csv(run_folder / "predictions.csv")["image_path"]
     chosen = [] if alpha is None else ["--alpha", str(alpha)]
-    predict_command(["--model", str(run_folder), "--device", "cpu", "--json", *chosen, *paths])
+    run_verb("predict", ["--model", str(run_folder), "--device", "cpu", "--json", *chosen, *paths])
     rows = list(map(json.loads, capsys.readouterr().out.splitlines()))
     assert len({row["verdict"] for row in rows}) == 2
     (model,) = load_models([run_folder])

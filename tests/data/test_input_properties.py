@@ -21,7 +21,7 @@ from packaging.version import Version
 from PIL import Image
 from torchvision.transforms.v2 import Resize
 
-from padim_bottle.commands.train import train_command
+from padim_bottle.commands.command_line import run_verb
 from padim_bottle.data.images import read_image, read_mask
 from padim_bottle.data.mvtec import MVTecAD
 from padim_bottle.errors import UserError
@@ -252,7 +252,7 @@ def test_a_run_on_a_folder_as_people_have_them(tmp_path, monkeypatch, random_wei
     config["trainer"]["callbacks"][0]["init_args"] |= {"experiment": "versuch_ä", "report": False}
     (tmp_path / "meins ä.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
 
-    assert train_command(["--config", "meins ä.yaml"]) == 0
+    assert run_verb("train", ["--config", "meins ä.yaml"]) == 0
     folder = tmp_path / "results" / "versuch_ä" / "seed_42"
     table = pd.read_csv(folder / "predictions.csv")
     assert sorted({Path(path).name for path in table.image_path}) == sorted(kinds)

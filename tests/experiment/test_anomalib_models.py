@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
-from padim_bottle.commands.train import train_command
+from padim_bottle.commands.command_line import run_verb
 from padim_bottle.experiment.train import build, train
 
 MODELS = {
@@ -94,7 +94,7 @@ def test_weights_that_are_nowhere_are_one_line(write, monkeypatch, tmp_path, cap
     path = write("Patchcore")
     shutil.rmtree(tmp_path / "weights")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    assert train_command(["--config", str(path)]) == 2
+    assert run_verb("train", ["--config", str(path)]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "No weights for resnet18.tv_in1k" in line
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from padim_bottle.commands.sweep import sweep_command
-from padim_bottle.commands.train import train_command
+from padim_bottle.commands.command_line import run_verb
 from padim_bottle.experiment.config_check import check_config
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +24,7 @@ def error_of(tmp_path, monkeypatch, capsys):
     def refuse(text, *arguments):
         content = text if isinstance(text, bytes) else text.encode()
         Path("mine.yaml").write_bytes(content)
-        assert train_command(["--config", "mine.yaml", *arguments]) == 2
+        assert run_verb("train", ["--config", "mine.yaml", *arguments]) == 2
         lines = capsys.readouterr().err.splitlines()
         assert len([line for line in lines if line.startswith("error: ")]) == 1, lines
         assert "Traceback" not in "".join(lines)
@@ -151,7 +150,7 @@ def test_a_merge_key_may_be_overridden(tmp_path):
 
 
 def test_a_config_that_is_a_folder_is_refused(tmp_path, capsys):
-    assert train_command(["--config", str(tmp_path)]) == 2
+    assert run_verb("train", ["--config", str(tmp_path)]) == 2
     assert "no config file" in capsys.readouterr().err
 
 
@@ -173,7 +172,7 @@ def test_a_sweep_is_refused_in_one_line(tmp_path, monkeypatch, capsys, text, wor
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text(DEMO)
     Path("sweep.yaml").write_text(text)
-    assert sweep_command(["--config", "sweep.yaml"]) == 2
+    assert run_verb("sweep", ["--config", "sweep.yaml"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert all(word in line for word in words), line

@@ -2,8 +2,6 @@
 
 import inspect
 import json
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import other_data
 import pytest
 import yaml
 
-from padim_bottle.commands.train import train_command
+from padim_bottle.commands.command_line import run_verb
 from padim_bottle.experiment.train import build, train
 from padim_bottle.runs.table import read_runs
 
@@ -23,7 +21,7 @@ REAL = [config for config in EXPERIMENTS if config.stem not in {"demo", *OTHER_D
 
 
 def error_of(arguments, capsys):
-    assert train_command(["--config", str(ROOT / "configs" / "demo.yaml"), *arguments]) == 2
+    assert run_verb("train", ["--config", str(ROOT / "configs" / "demo.yaml"), *arguments]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(lines) == 1
     return lines[0]
@@ -53,7 +51,7 @@ def test_a_mistake_is_refused_in_one_line_that_names_it(arguments, words, capsys
 
 
 def test_a_config_file_that_is_not_there_is_named(capsys):
-    assert train_command(["--config", "no/such.yaml"]) == 2
+    assert run_verb("train", ["--config", "no/such.yaml"]) == 2
     assert "no/such.yaml" in capsys.readouterr().err
 
 
@@ -181,19 +179,6 @@ def test_one_seed_decides_everything_also_for_the_control(bottles, random_weight
     assert chosen[0] == chosen[1] != chosen[2]
 
 
-def test_help_is_quick_because_nothing_heavy_is_imported():
-    code = (
-        "import sys; sys.argv = ['train.py', '--help']\n"
-        "from padim_bottle.commands.train import train_command\n"
-        "try: train_command()\n"
-        "except SystemExit: pass\n"
-        "assert 'torch' not in sys.modules and 'anomalib' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "--seed" in done.stdout
-
-
 def test_where_nothing_can_be_had_the_demo_runs_and_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PADIM_WEIGHTS_DIR", str(tmp_path / "none"))
@@ -203,8 +188,9 @@ def test_where_nothing_can_be_had_the_demo_runs_and_says_so(tmp_path, monkeypatc
     small["data"]["init_args"] |= {"size": 64, "train_good": 12, "test_good": 3, "test_per_defect": 2}
     small["trainer"]["enable_progress_bar"] = False
     (tmp_path / "demo.yaml").write_text(yaml.safe_dump(small))
-    code = train_command(
-        ["--config", str(ROOT / "configs" / "padim_wide_resnet50.yaml"), "--fallback", str(tmp_path / "demo.yaml")]
+    code = run_verb(
+        "train",
+        ["--config", str(ROOT / "configs" / "padim_wide_resnet50.yaml"), "--fallback", str(tmp_path / "demo.yaml")],
     )
     assert code == 0
     captured = capsys.readouterr()

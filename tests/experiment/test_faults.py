@@ -18,8 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from padim_bottle.commands.sweep import sweep_command
-from padim_bottle.commands.train import train_command
+from padim_bottle.commands.command_line import run_verb
 from padim_bottle.errors import UserError, explain_failure
 from padim_bottle.experiment.train import train
 from padim_bottle.model.embedding_bank import EmbeddingBank
@@ -114,8 +113,8 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_results_alone(workplace, cap
     train(Path("small.yaml"))
     before = snapshot(workplace / "results" / NAME)
     with file_size_limit(limit):
-        assert train_command(["--config", "small.yaml", "--model.alpha", "0.2", *overrides]) == 2
-        assert train_command(["--config", "small.yaml", "--seed", "7", *overrides]) == 2
+        assert run_verb("train", ["--config", "small.yaml", "--model.alpha", "0.2", *overrides]) == 2
+        assert run_verb("train", ["--config", "small.yaml", "--seed", "7", *overrides]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 2
     assert all(word in line for word in words for line in lines), lines
@@ -139,7 +138,7 @@ def test_a_disk_that_fills_while_results_are_written(workplace, capsys, monkeypa
 
     monkeypatch.setattr(ResultsWriter, "on_test_start", fill)
     with file_size_limit(resource.RLIM_INFINITY):
-        assert train_command(["--config", "small.yaml"]) == 2
+        assert run_verb("train", ["--config", "small.yaml"]) == 2
     assert "No space left" in one_line(capsys)
     assert not (workplace / "results" / NAME).exists()
 
@@ -148,16 +147,16 @@ def test_a_disk_that_fills_while_results_are_written(workplace, capsys, monkeypa
 def test_a_sweep_on_a_full_disk_says_so_and_goes_on_when_there_is_room(workplace, capsys):
     Path("sweep.yaml").write_text("experiments: [small.yaml]\nseeds: 0-1\ncache_folder: cache\n")
     with file_size_limit(300_000):
-        assert sweep_command(["--config", "sweep.yaml"]) == 1
+        assert run_verb("sweep", ["--config", "sweep.yaml"]) == 1
     errors = capsys.readouterr().err
     assert "Traceback" not in errors
     assert re.search("failed: .*seed_0: Cannot keep the features in cache.*cache_folder", errors)
     assert not list(Path("cache").rglob("*"))
     with file_size_limit(0):  # not even the record of the failure can be written
-        assert sweep_command(["--config", "sweep.yaml", "--results", "other"]) == 1
+        assert run_verb("sweep", ["--config", "sweep.yaml", "--results", "other"]) == 1
     assert "failure is not recorded" in capsys.readouterr().err
     assert not [path for path in Path("other").rglob("*") if path.suffix == ".json"]
-    assert sweep_command(["--config", "sweep.yaml"]) == 0
+    assert run_verb("sweep", ["--config", "sweep.yaml"]) == 0
     for seed in (0, 1):
         assert_whole(Path("results", NAME, f"seed_{seed}"))
 
@@ -197,7 +196,7 @@ def test_results_on_another_file_system(workplace):
         pytest.skip("needs a second file system that can be written: /dev/shm")
     with tempfile.TemporaryDirectory(dir=other) as results:
         for _ in range(2):  # the second one replaces the first
-            assert train_command(["--config", "small.yaml", "--results", results]) == 0
+            assert run_verb("train", ["--config", "small.yaml", "--results", results]) == 0
         assert_whole(Path(results, NAME, "seed_42"))
         assert [path.name for path in Path(results).rglob("seed_*")] == ["seed_42"]
         assert not hidden(Path(results))
@@ -212,7 +211,7 @@ def test_a_killed_data_worker_is_one_line(workplace, config, capsys, monkeypatch
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr("padim_bottle.data.dataset.read_image", die)
-    assert train_command(["--config", "small.yaml", "--data.num_workers", "2"]) == 2
+    assert run_verb("train", ["--config", "small.yaml", "--data.num_workers", "2"]) == 2
     line = one_line(capsys)
     assert "killed" in line
     assert "num_workers" in line
@@ -253,10 +252,10 @@ def test_ctrl_c_says_that_nothing_was_left(workplace, capsys, monkeypatch):
     monkeypatch.setattr(ResultsWriter, "on_test_end", press)
     before = signal.getsignal(signal.SIGINT)
     try:
-        assert train_command(["--config", "small.yaml"]) == 130
+        assert run_verb("train", ["--config", "small.yaml"]) == 130
     finally:
         signal.signal(signal.SIGINT, before)  # Lightning ignores it from the first one on
-    assert "interrupted: nothing half-written was left behind" in capsys.readouterr().err
+    assert "nothing half-written was left behind" in capsys.readouterr().err
     assert not Path("results", NAME).exists()
 
 
@@ -264,13 +263,11 @@ def test_ctrl_c_says_that_nothing_was_left(workplace, capsys, monkeypatch):
 
 ZYGOTE = """
 import json, os, sys
+from padim_bottle.commands.command_line import run_verb
 import padim_bottle.sweep.feature_cache, padim_bottle.runs.writer, padim_bottle.compare.outputs
 import padim_bottle.data.synthetic
 import padim_bottle.model.padim, padim_bottle.compare.markdown, filelock, rich.progress, omegaconf
-from padim_bottle.commands.train import train_command
-from padim_bottle.commands.sweep import sweep_command
 
-COMMANDS = {"train": train_command, "sweep": sweep_command}
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
 
 def die_after(survived):
@@ -297,7 +294,7 @@ for line in sys.stdin:
             os.chdir(folder)
             sys.stdout = sys.stderr = open("errors.txt", "w")
             count = die_after(survived)
-            code = COMMANDS[command](arguments)
+            code = run_verb(command, arguments)
             with open("changes.txt", "w") as file:
                 file.write(str(count()))
             os._exit(code)

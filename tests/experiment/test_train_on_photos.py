@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from padim_bottle.commands.train import train_command
+from padim_bottle.commands.command_line import run_verb
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ def photos(tmp_path_factory, bottles):
 def train(photos, results, *arguments, folder=None):
     config = photos.parent / "small.yaml"
     folder = photos if folder is None else folder
-    return train_command(["--config", str(config), "--photos", str(folder), "--results", str(results), *arguments])
+    return run_verb("train", ["--config", str(config), "--photos", str(folder), "--results", str(results), *arguments])
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_with_a_test_folder_it_is_what_mvtec_ads_layout_gives(photos, bottles, t
     metrics = read(tmp_path / "tested" / "seed_42")
     layout = ["--data", "padim_bottle.MVTecAD", "--data.root", str(bottles), "--data.verify", "false"]
     config = ["--config", str(photos.parent / "small.yaml"), "--results", str(tmp_path), "--experiment", "layout"]
-    assert train_command([*config, *layout, "--data.num_workers", "0", *batches]) == 0
+    assert run_verb("train", [*config, *layout, "--data.num_workers", "0", *batches]) == 0
     expected = read(tmp_path / "layout" / "seed_42")
     names = [name for name in expected if name.startswith(("image_", "pixel_"))]
     assert {name: metrics[name] for name in names} == {name: expected[name] for name in names}
@@ -158,5 +158,5 @@ def test_too_few_photos_and_no_photos_are_found_before_anything_is_loaded(photos
 
 
 def test_test_and_group_belong_to_photos(capsys):
-    assert train_command(["--test", "somewhere"]) == 2
+    assert run_verb("train", ["--test", "somewhere"]) == 2
     assert "belong to --photos" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import torch
 from small_run import train_small
 from torchvision.transforms.v2 import Resize
 
-from padim_bottle.commands.export import export_command
+from padim_bottle.commands.command_line import run_verb
 from padim_bottle.data.images import read_image
 from padim_bottle.errors import UserError
 from padim_bottle.export.formats import PACKAGES, export
@@ -38,7 +38,7 @@ ALL = [needs(name) for name in PACKAGES]
 @pytest.fixture(scope="session")
 def exported(run_folder):
     """The run's exports, made and proven by the command: exit code, and their folder."""
-    code = export_command(["--model", str(run_folder), "--format", *AVAILABLE])
+    code = run_verb("export", ["--model", str(run_folder), "--format", *AVAILABLE])
     return code, run_folder / "export"
 
 
@@ -178,7 +178,7 @@ def test_a_run_and_its_exports_cannot_be_confused(exported):
 def test_an_export_that_judges_differently_fails_its_proof(run_folder, tmp_path, monkeypatch, capsys):
     # What anomalib's own exporter does.
     monkeypatch.setattr("padim_bottle.predict.end_to_end.AntialiasedResize", lambda size: Resize(size, antialias=False))
-    assert export_command(["--model", str(run_folder), "--format", "onnx", "--output", str(tmp_path)]) == 1
+    assert run_verb("export", ["--model", str(run_folder), "--format", "onnx", "--output", str(tmp_path)]) == 1
     report = json.loads((tmp_path / "report.json").read_text())
     assert not report["passed"]
     assert report["differences"]["onnx"]["normalised_score"] > SCORE_TOLERANCE
@@ -203,11 +203,11 @@ def test_one_verdict_or_a_thousandth_of_a_score_is_too_much():
 @pytest.mark.skipif(bool(MISSING["onnx"]), reason="needs ONNX Runtime")
 def test_any_folder_of_photos_can_be_the_proof(run_folder, tmp_path, bottles):
     arguments = ["--model", str(run_folder / "model.ckpt"), "--format", "onnx", "--output", str(tmp_path / "out")]
-    assert export_command([*arguments, "--images", str(bottles / "bottle" / "test" / "good")]) == 0
+    assert run_verb("export", [*arguments, "--images", str(bottles / "bottle" / "test" / "good")]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["photos"] == 4
     assert report["metrics"] == {}
-    assert export_command([*arguments, "--images", str(tmp_path / "nowhere")]) == 2
+    assert run_verb("export", [*arguments, "--images", str(tmp_path / "nowhere")]) == 2
 
 
 @pytest.mark.skipif(bool(MISSING["onnx"]), reason="needs ONNX Runtime")
@@ -254,7 +254,7 @@ def test_a_model_without_calibration_has_no_p_value(tmp_path):
 def test_test_images_that_cannot_be_found_are_asked_for(run_folder, tmp_path, capsys, change, words):
     shutil.copy(run_folder / "model.ckpt", tmp_path)
     (tmp_path / "config.yaml").write_text(change((run_folder / "config.yaml").read_text()))
-    assert export_command(["--model", str(tmp_path), "--format", "onnx"]) == 2
+    assert run_verb("export", ["--model", str(tmp_path), "--format", "onnx"]) == 2
     message = capsys.readouterr().err
     assert words in message
     assert "--images" in message
@@ -262,16 +262,16 @@ def test_test_images_that_cannot_be_found_are_asked_for(run_folder, tmp_path, ca
 
 def test_packages_that_are_missing_are_named_before_anything_is_done(run_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("padim_bottle.export.formats.find_spec", lambda name: None if name == "onnxscript" else name)
-    assert export_command(["--model", str(run_folder), "--output", str(tmp_path / "out")]) == 2
+    assert run_verb("export", ["--model", str(run_folder), "--output", str(tmp_path / "out")]) == 2
     assert "error: Export needs onnxscript: pip install" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_a_wrong_command_line_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        export_command(["--model", "x", "--format", "onnx", "caffe"])
+        run_verb("export", ["--model", "x", "--format", "onnx", "caffe"])
     assert "invalid choice: 'caffe'" in capsys.readouterr().err
-    assert export_command(["--model", str(tmp_path)]) == 2
+    assert run_verb("export", ["--model", str(tmp_path)]) == 2
     assert "no checkpoint" in capsys.readouterr().err
 
 

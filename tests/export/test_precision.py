@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_run import train_small
 
-from padim_bottle.commands.export import export_command
+from padim_bottle.commands.command_line import run_verb
 from padim_bottle.data.images import read_image
 from padim_bottle.export.formats import export, trace
 from padim_bottle.export.proof import find_training_photos
@@ -36,7 +36,7 @@ def lowered(request, run):
     """The precision, and the exit code and the folder of its export."""
     if request.param == "int8":
         pytest.importorskip("nncf", reason='needs NNCF: pip install -e ".[int8]"')
-    code = export_command(["--model", str(run), "--precision", request.param])
+    code = run_verb("export", ["--model", str(run), "--precision", request.param])
     return request.param, code, run / "export" / f"openvino_{request.param}"
 
 
@@ -125,15 +125,17 @@ def test_refitted_to_the_same_features_it_is_the_checkpoint(run, tmp_path):
 
 def test_other_formats_and_missing_packages_are_refused_in_a_sentence(run, tmp_path, monkeypatch, capsys):
     arguments = ["--model", str(run), "--precision", "int8", "--output", str(tmp_path / "out")]
-    assert export_command([*arguments, "--format", "onnx", "openvino"]) == 2
+    assert run_verb("export", [*arguments, "--format", "onnx", "openvino"]) == 2
     assert "only OpenVINO has it" in capsys.readouterr().err
     monkeypatch.setattr("padim_bottle.export.formats.find_spec", lambda name: None if name == "nncf" else name)
-    assert export_command(arguments) == 2
+    assert run_verb("export", arguments) == 2
     assert 'pip install -e ".[int8]"' in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_training_photos_that_are_gone_are_asked_for(run, tmp_path, capsys):
     (tmp_path / "model.ckpt").write_bytes((run / "model.ckpt").read_bytes())
-    assert export_command(["--model", str(tmp_path), "--precision", "bfloat16", "--images", str(run / "images")]) == 2
+    assert (
+        run_verb("export", ["--model", str(tmp_path), "--precision", "bfloat16", "--images", str(run / "images")]) == 2
+    )
     assert "needed to fit a model of another precision" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from padim_bottle.commands.predict import predict_command
+from padim_bottle.commands.command_line import run_verb
 from padim_bottle.predict.card import describe_padim
 from padim_bottle.predict.checkpoint import load_padim
 from padim_bottle.predict.drift import ALARM, BETS, DriftMonitor, monitor_of
@@ -83,13 +83,13 @@ def test_the_command_says_that_photos_have_changed(run_folder, tmp_path, capsys)
         photo = cv2.imread(good.iloc[i % len(good)])
         cv2.imwrite(str(tmp_path / f"{i:02}.png"), np.clip(photo * 0.5 + i % 7, 0, 255).astype(np.uint8))
     arguments = ["--model", str(run_folder), "--device", "cpu", "--csv", str(tmp_path / "v.csv")]
-    predict_command([*arguments, str(tmp_path)])
+    run_verb("predict", [*arguments, str(tmp_path)])
     assert capsys.readouterr().err.count("drift: at ") == 1
     rows = pd.read_csv(tmp_path / "v.csv")
     assert (rows["drift"] >= ALARM).any()
     assert rows["verdict"].notna().all()
     np.testing.assert_allclose(rows["drift"], [monitor.add(mean) for mean in rows["map_mean"]])
-    predict_command([*arguments, *good])
+    run_verb("predict", [*arguments, *good])
     assert "drift" not in capsys.readouterr().err
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from padim_bottle.commands.predict import predict_command
+from padim_bottle.commands.command_line import run_verb
 from padim_bottle.errors import UserError
 from padim_bottle.model.rule import Rule
 from padim_bottle.predict.verdict_table import (
@@ -68,7 +68,7 @@ def test_a_folder_and_a_watchs_log_are_refused_before_any_work(tmp_path, capsys)
     before = (tmp_path / "log.csv").read_bytes()
     (tmp_path / "link.csv").symlink_to("log.csv")
     for name, words in (("folder", "is a folder"), ("log.csv", "is the log"), ("link.csv", "is the log")):
-        assert predict_command(["--model", "nowhere", __file__, "--csv", str(tmp_path / name)]) == 2
+        assert run_verb("predict", ["--model", "nowhere", __file__, "--csv", str(tmp_path / name)]) == 2
         assert words in capsys.readouterr().err
     assert (tmp_path / "log.csv").read_bytes() == before
     # Also where the watch began meanwhile.

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from recorded_runs import add_training_photos, without_test_images, write_run
 
-from padim_bottle.commands.report import report_command
+from padim_bottle.commands.command_line import run_verb
 from padim_bottle.compare.seeds_page import write_sweep_report
 from padim_bottle.errors import UserError
 from padim_bottle.experiment.train import train
@@ -226,7 +226,7 @@ def test_the_command_writes_the_same_report_again(folder, capsys):
     before = {name: (folder / name).read_bytes() for name in files}
     (folder / "report.html").unlink()
     (folder / "figures" / "roc.svg").unlink()
-    assert report_command([str(folder)]) == 0
+    assert run_verb("report", [str(folder)]) == 0
     assert capsys.readouterr().out.strip() == str(folder / "report.html")
     assert {name: (folder / name).read_bytes() for name in files} == before
 
@@ -242,7 +242,7 @@ def test_a_sweeps_report_compares_and_links(tmp_path, monkeypatch):
             (run / "metrics.json").write_text(json.dumps({**values, "seed": seed}))
             metrics.setdefault(experiment, []).append(values)
     write_report(tmp_path / "first" / "seed_1")
-    assert report_command([str(tmp_path), str(tmp_path / "first")]) == 0
+    assert run_verb("report", [str(tmp_path), str(tmp_path / "first")]) == 0
     page = Page(tmp_path / "report.html")
     row = next(row for row in page.rows if row and row[0].startswith("first (") and "2 seeds" in row[0])
     aurocs = [run["image_AUROC"] for run in metrics["first"]]
@@ -272,7 +272,7 @@ def test_broken_files_are_an_error_for_people(damage, folder, tmp_path, capsys):
         (run / "metrics.json").write_text("{}")
     else:
         (run / damage).write_text("\0")
-    assert report_command([str(run)]) == 2
+    assert run_verb("report", [str(run)]) == 2
     *_, line = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and str(run) in line
 
@@ -282,7 +282,7 @@ def test_a_folder_without_runs_is_an_error_for_people(exists, tmp_path, capsys):
     folder = tmp_path / "results"
     if exists:
         folder.mkdir()
-    assert report_command([str(folder)]) == 2
+    assert run_verb("report", [str(folder)]) == 2
     assert capsys.readouterr().err.startswith("error: There is no")
     with pytest.raises(UserError):
         write_sweep_report([folder], tmp_path)

@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.metrics import f1_score, roc_auc_score
 
 from padim_bottle import ResultsWriter
-from padim_bottle.commands.train import train_command
+from padim_bottle.commands.command_line import run_verb
 from padim_bottle.errors import UserError
 from padim_bottle.experiment.train import train
 from padim_bottle.runs.record import describe_weights
@@ -178,7 +178,7 @@ def test_a_run_that_fails_leaves_nothing(demo, workplace, capsys):
     """One picture of the test set cannot be read: the run fails after training."""
     shutil.copytree(next((workplace / "datasets" / "synthetic").iterdir()), workplace / "broken")
     (workplace / "broken" / "bottle" / "test" / "good" / "001.png").write_bytes(b"no picture")
-    code = train_command(
+    code = run_verb("train",
         ["--config", str(CONFIGS / "demo.yaml"), "--results", "failed", *SMALL[8:],
          "--data", "padim_bottle.MVTecAD", "--data.root", "broken", "--data.verify", "false"]
     )  # fmt: skip
@@ -243,7 +243,7 @@ def test_a_model_without_calibration_needs_a_test_set(demo, workplace, capsys):
     tuned = ["--model.calibration", "false", "--model.position_calibration", "false"]
     results = folder / "results"
     arguments = ["--config", str(CONFIGS / "demo.yaml"), "--results", str(results), *SMALL[8:], *data, *tuned]
-    assert train_command(arguments) == 2
+    assert run_verb("train", arguments) == 2
     assert "no threshold without them" in capsys.readouterr().err
     assert not list(folder.rglob("*.json"))
 
@@ -280,7 +280,7 @@ def test_types_without_masks_are_left_out_of_pixel_metrics(demo, workplace, caps
 
 def test_a_folder_that_cannot_be_written_is_refused_before_training(demo, workplace, capsys):
     Path("occupied").write_text("a file, not a folder")
-    code = train_command(["--config", str(CONFIGS / "demo.yaml"), "--results", "occupied", *SMALL])
+    code = run_verb("train", ["--config", str(CONFIGS / "demo.yaml"), "--results", "occupied", *SMALL])
     assert code == 2
     assert "Cannot write results to occupied/demo_synthetic_random_weights" in capsys.readouterr().err
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from padim_bottle.commands.sweep import sweep_command
+from padim_bottle.commands.command_line import run_verb
 from padim_bottle.data.layout import CATEGORIES
 from padim_bottle.errors import UnavailableError
 
@@ -53,7 +53,7 @@ def swept(bottles, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("padim_bottle.data.mvtec.download_category", unavailable)
-        code = sweep_command(["--config", str(folder / "sweep.yaml")])
+        code = run_verb("sweep", ["--config", str(folder / "sweep.yaml")])
     return code, folder / "results"
 
 

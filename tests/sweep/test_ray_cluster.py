@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from padim_bottle.commands.sweep import sweep_command
+from padim_bottle.commands.command_line import run_verb
 
 ray = pytest.importorskip("ray", reason='needs Ray: pip install -e ".[ray]"')
 
@@ -107,10 +107,10 @@ def test_a_cluster_gives_the_local_results_though_a_worker_is_killed(cluster, wo
     killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
     arguments = ["--config", "sweep.yaml", "--seeds", "0-3"]
-    assert sweep_command([*arguments, "--results", "remote", "--ray", cluster.address]) == 0
+    assert run_verb("sweep", [*arguments, "--results", "remote", "--ray", cluster.address]) == 0
     killer.join()
     assert killed
-    assert sweep_command([*arguments, "--results", "local"]) == 0
+    assert run_verb("sweep", [*arguments, "--results", "local"]) == 0
 
     (remote,) = Path("remote").glob("demo*")
     (local,) = Path("local").glob("demo*")
@@ -124,13 +124,13 @@ def test_a_cluster_gives_the_local_results_though_a_worker_is_killed(cluster, wo
 
 
 def test_a_finished_run_is_not_sent_out_again(cluster, workplace, capfd):
-    assert sweep_command(["--config", "sweep.yaml", "--seeds", "0-3", "--results", "remote", "--dry-run"]) == 0
+    assert run_verb("sweep", ["--config", "sweep.yaml", "--seeds", "0-3", "--results", "remote", "--dry-run"]) == 0
     assert "4 runs, 4 of them done" in capfd.readouterr().out
 
 
 def test_more_cpus_than_any_node_has_are_refused(cluster, workplace, capsys):
     Path("greedy.yaml").write_text(SWEEP + "ray: {num_cpus: 64}")
-    assert sweep_command(["--config", "greedy.yaml", "--results", "greedy", "--ray", cluster.address]) == 2
+    assert run_verb("sweep", ["--config", "greedy.yaml", "--results", "greedy", "--ray", cluster.address]) == 2
     assert "no node of" in capsys.readouterr().err
 
 
@@ -138,12 +138,12 @@ def test_an_address_without_a_cluster_is_one_line_soon(workplace, capfd):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))  # and does not listen
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        assert sweep_command(["--config", "sweep.yaml", "--results", "nowhere", "--ray", address]) == 2
+        assert run_verb("sweep", ["--config", "sweep.yaml", "--results", "nowhere", "--ray", address]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"error: --ray: no Ray cluster at {address}: ")
 
 
 @pytest.mark.parametrize("address", ["somewhere", "host:port", "127.0.0.1:99999"])
 def test_an_address_that_is_none_is_refused(address, workplace, capfd):
-    assert sweep_command(["--config", "sweep.yaml", "--results", "nowhere", "--ray", address]) == 2
+    assert run_verb("sweep", ["--config", "sweep.yaml", "--results", "nowhere", "--ray", address]) == 2
     assert address.rpartition(":")[2] in capfd.readouterr().err

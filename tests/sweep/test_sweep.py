@@ -14,8 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from padim_bottle.commands.compare import compare_command
-from padim_bottle.commands.sweep import sweep_command
+from padim_bottle.commands.command_line import run_verb
 from padim_bottle.errors import UserError
 from padim_bottle.experiment.train import build, train
 from padim_bottle.sweep import driver as sweeps
@@ -60,7 +59,7 @@ def write_sweep(name="sweep.yaml", **settings):
 @pytest.fixture(scope="module")
 def swept(workplace):
     """The results of seeds 0 to 2."""
-    assert sweep_command([*write_sweep(), "--seeds", "0-2", "--results", "swept"]) == 0
+    assert run_verb("sweep", [*write_sweep(), "--seeds", "0-2", "--results", "swept"]) == 0
     return workplace / "swept" / NAME
 
 
@@ -79,7 +78,7 @@ def files(folder):
 
 
 def error_of(arguments, capsys):
-    assert sweep_command(arguments) == 2
+    assert run_verb("sweep", arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     return line
@@ -122,7 +121,7 @@ def test_seeds_share_the_backbones_pass_whatever_the_data(name, bottles, tmp_pat
     config["trainer"]["callbacks"][0]["init_args"]["report"] = False
     Path("other.yaml").write_text(yaml.safe_dump(config))
     arguments = write_sweep(experiments=["other.yaml"])
-    assert sweep_command([*arguments, "--seeds", "0-1", "--results", "swept"]) == 0
+    assert run_verb("sweep", [*arguments, "--seeds", "0-1", "--results", "swept"]) == 0
     shared = tmp_path / "swept" / name / "seed_1"
     assert read(shared)["features_from_seed"] == 0
     train(Path("other.yaml"), seed=1, results=tmp_path / "alone")
@@ -130,7 +129,7 @@ def test_seeds_share_the_backbones_pass_whatever_the_data(name, bottles, tmp_pat
     assert read(alone)["data"] == read(shared)["data"]
     ours, theirs = (pd.read_csv(run / "predictions.csv").set_index("image_path") for run in (shared, alone))
     np.testing.assert_allclose(ours.score, theirs.score[ours.index], rtol=1e-4)
-    assert sweep_command([*arguments, "--seeds", "0-1", "--results", "swept", "--dry-run"]) == 0
+    assert run_verb("sweep", [*arguments, "--seeds", "0-1", "--results", "swept", "--dry-run"]) == 0
     assert "2 runs, 2 of them done" in capsys.readouterr().out
 
 
@@ -144,7 +143,7 @@ def test_a_sweep_leaves_runs_and_a_comparison(swept):
 
 def test_finished_runs_are_not_done_again(swept, monkeypatch, capsys):
     monkeypatch.setattr(sweeps, "train_group", pytest.fail)
-    assert sweep_command(["--config", "sweep.yaml", "--seeds", "0-2", "--results", "swept"]) == 0
+    assert run_verb("sweep", ["--config", "sweep.yaml", "--seeds", "0-2", "--results", "swept"]) == 0
     assert "0 runs to do, 3 done already" in capsys.readouterr().err
 
 
@@ -157,7 +156,7 @@ def test_a_run_of_other_code_data_or_settings_is_not_done(swept, change, monkeyp
         monkeypatch.setattr("padim_bottle.data.samples.fingerprint_of", lambda *_: "another")
     else:
         arguments = write_sweep("alpha.yaml", overrides={"model.init_args.alpha": 0.2})
-    assert sweep_command([*arguments, "--seeds", "1-2", "--results", "swept", "--dry-run"]) == 0
+    assert run_verb("sweep", [*arguments, "--seeds", "1-2", "--results", "swept", "--dry-run"]) == 0
     assert "2 runs, 0 of them done" in capsys.readouterr().out
 
 
@@ -165,7 +164,7 @@ def test_where_the_data_are_not_the_record_of_a_run_is_trusted(swept, workplace,
     """As on the driver of a cluster whose nodes have the data."""
     (workplace / "datasets").rename(workplace / "elsewhere")
     try:
-        assert sweep_command(["--config", "sweep.yaml", "--seeds", "0-2", "--results", "swept", "--dry-run"]) == 0
+        assert run_verb("sweep", ["--config", "sweep.yaml", "--seeds", "0-2", "--results", "swept", "--dry-run"]) == 0
     finally:
         (workplace / "elsewhere").rename(workplace / "datasets")
     assert "3 runs, 3 of them done" in capsys.readouterr().out
@@ -184,7 +183,7 @@ def test_an_error_is_told_by_its_last_line_if_it_has_one(traceback, line):
 
 
 def test_a_dry_run_lists_and_writes_nothing(swept, capsys):
-    assert sweep_command(["--config", "sweep.yaml", "--seeds", "2-3", "--results", "swept", "--dry-run"]) == 0
+    assert run_verb("sweep", ["--config", "sweep.yaml", "--seeds", "2-3", "--results", "swept", "--dry-run"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         f"done   swept/{NAME}/seed_2",
         f"to do  swept/{NAME}/seed_3",
@@ -203,7 +202,7 @@ def test_a_grid_names_its_experiments(workplace, capsys):
             "trainer.accelerator": "cpu",
         },
     )
-    assert sweep_command([*arguments, "--dry-run"]) == 0
+    assert run_verb("sweep", [*arguments, "--dry-run"]) == 0
     *lines, total = capsys.readouterr().out.splitlines()
     assert total == "8 runs, 0 of them done"
     assert f"to do  results/{NAME},n_features=20,layers=layer1+layer2/seed_4" in lines
@@ -211,7 +210,7 @@ def test_a_grid_names_its_experiments(workplace, capsys):
 
 def test_a_model_without_anything_random_is_run_once(workplace, capsys):
     overrides = {"model.init_args.grids": [[["layer1"], ["layer2"]]], "model.init_args.n_features": None}
-    assert sweep_command([*write_sweep("grids.yaml", seeds="5-9", overrides=overrides), "--dry-run"]) == 0
+    assert run_verb("sweep", [*write_sweep("grids.yaml", seeds="5-9", overrides=overrides), "--dry-run"]) == 0
     *lines, total = capsys.readouterr().out.splitlines()
     assert total == "1 runs, 0 of them done"
     assert lines[0].endswith("/seed_5")
@@ -299,7 +298,7 @@ def test_a_run_that_fails_is_recorded_and_stops_no_other(workplace, monkeypatch,
 
     with monkeypatch.context() as patch:
         patch.setattr(ResultsWriter, "on_test_end", fail_once)
-        assert sweep_command(arguments) == 1
+        assert run_verb("sweep", arguments) == 1
     folder = Path("failing", NAME)
     assert "seed_0: OSError: disk full" in capsys.readouterr().err
     record = json.loads((folder / "seed_0.failed.json").read_text())
@@ -309,7 +308,7 @@ def test_a_run_that_fails_is_recorded_and_stops_no_other(workplace, monkeypatch,
     # What seed 0 recorded was not whole, so seed 1 began anew.
     assert [read(folder / f"seed_{seed}")["features_from_seed"] for seed in (1, 2)] == [None, 1]
 
-    assert sweep_command(arguments) == 0
+    assert run_verb("sweep", arguments) == 0
     assert (folder / "seed_0").is_dir()
     assert not (folder / "seed_0.failed.json").exists()
 
@@ -331,7 +330,7 @@ def test_a_killed_sweep_goes_on_where_it_was(workplace):
     assert 1 <= len(finished) < 4
     assert not list(Path("killed", ".sweep").rglob("*.pt")), "features vanish with the process"
 
-    assert sweep_command(arguments) == 0
+    assert run_verb("sweep", arguments) == 0
     assert {path.name for path in folder.glob("*seed_*")} == {f"seed_{seed}" for seed in range(4)}
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
     assert not Path("killed", ".sweep").exists()
@@ -350,20 +349,20 @@ def test_shards_divide_a_sweep_and_a_comparison_joins_them(workplace, capsys):
     arguments += ["--results", "plain"]
     for shard, seeds in (("2/2", [1]), ("1/2", [0, 1])):
         with FileLock(Path("plain", ".sweep.lock")):  # shards work side by side, but none of them twice
-            assert sweep_command([*arguments, "--shard", shard]) == 0
+            assert run_verb("sweep", [*arguments, "--shard", shard]) == 0
         assert sorted(path.name for path in Path("plain", NAME).glob("seed_*")) == [f"seed_{seed}" for seed in seeds]
     capsys.readouterr()
     with FileLock(Path("plain", ".sweep.1-of-2.lock")):
         assert "Another sweep is at work" in error_of([*arguments, "--shard", "1/2"], capsys)
     assert [read(Path("plain", NAME, f"seed_{seed}"))["features_from_seed"] for seed in (0, 1)] == [None, None]
     assert not list(Path("plain").glob("*summary*"))
-    assert compare_command([str(Path("plain", NAME))]) == 0
+    assert run_verb("compare", [str(Path("plain", NAME))]) == 0
     assert list(pd.read_csv(Path("plain", NAME, "summary.csv")).query("row == 'run'")["seed"]) == [0, 1]
 
 
 def test_every_run_is_in_one_shard(workplace, capsys):
     def listed(*words):
-        assert sweep_command([*write_sweep("many.yaml"), "--seeds", "0-10", "--dry-run", *words]) == 0
+        assert run_verb("sweep", [*write_sweep("many.yaml"), "--seeds", "0-10", "--dry-run", *words]) == 0
         return capsys.readouterr().out.splitlines()[:-1]
 
     shards = [listed("--shard", f"{number}/3") for number in (1, 2, 3)]
@@ -385,15 +384,3 @@ def test_features_that_do_not_fit_the_batches_are_an_error(workplace):
         assert cache.attach(experiment) == 0
         with pytest.raises(RuntimeError, match="not those of these batches"):
             extractor(torch.zeros(3, 3, 64, 64))
-
-
-def test_help_is_quick_and_loads_no_ray():
-    code = (
-        "import sys; from padim_bottle.commands.sweep import sweep_command\n"
-        "try: sweep_command(['--help'])\n"
-        "except SystemExit: pass\n"
-        "assert not {'ray', 'torch', 'anomalib'} & set(sys.modules)"
-    )
-    assert (
-        "--dry-run" in subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
-    )

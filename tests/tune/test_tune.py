@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from padim_bottle.commands.tune import tune_command
+from padim_bottle.commands.command_line import run_verb
 from padim_bottle.data.images import read_image
 from padim_bottle.data.synthetic import write_bottles
 from padim_bottle.experiment.cli import ExperimentCLI
@@ -57,7 +57,7 @@ def workplace(tmp_path_factory):
 def tune(workplace, *arguments, grid=GRID):
     words = ["--config", workplace / "small.yaml", "--settings", workplace / "tune.yaml"]
     words += ["--results", workplace / "results", *(word for values in grid for word in ("--grid", values))]
-    return tune_command([*map(str, words), *arguments])
+    return run_verb("tune", [*map(str, words), *arguments])
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_the_recorded_command_finds_the_same_and_another_tuning_is_refused(workp
     folder, _ = tuned
     before = pd.read_csv(folder / "scores.csv").drop(columns="seconds")
     recorded = json.loads((folder / "tuning.json").read_text())["command"]
-    assert tune_command(shlex.split(recorded)[2:]) == 0
+    assert run_verb("tune", shlex.split(recorded)[2:]) == 0
     pd.testing.assert_frame_equal(pd.read_csv(folder / "scores.csv").drop(columns="seconds"), before)
     assert tune(workplace, "--name", folder.name, grid=GRID[:1]) == 2
     assert "holds the results of another tuning" in capsys.readouterr().err
@@ -233,7 +233,7 @@ def test_a_mistake_in_the_yaml_is_refused_in_one_line(workplace, settings, words
 
 
 def test_only_our_model_can_be_tuned(capsys):
-    assert tune_command(["--config", str(ROOT / "configs" / "padim_resnet18_anomalib.yaml")]) == 2
+    assert run_verb("tune", ["--config", str(ROOT / "configs" / "padim_resnet18_anomalib.yaml")]) == 2
     assert "padim_bottle.Padim can" in capsys.readouterr().err
 
 

@@ -1,1 +1,1 @@
-"""The arguments of the scripts, a file a verb. Heavy imports are inside functions: ``--help`` answers at once."""
+"""The commands, a typed function a verb. Heavy imports are inside the functions: ``--help`` answers at once."""

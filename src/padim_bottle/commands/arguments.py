@@ -1,18 +1,8 @@
-"""How all commands read their arguments."""
+"""Types of arguments, and what several commands do with theirs."""
 
 import argparse
 from pathlib import Path
-from typing import Any
-
-
-def new_parser(program: str, description: str) -> argparse.ArgumentParser:
-    """Return a command's parser: its help text as it is written, and no abbreviated options."""
-    return argparse.ArgumentParser(
-        prog=program,
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+from typing import Annotated, Any
 
 
 def positive(text: str) -> int:
@@ -39,13 +29,12 @@ def rate(text: str) -> float:
     return number
 
 
-def add_photo_options(parser: argparse.ArgumentParser, purpose: str) -> None:
-    """Add ``--photos`` and ``--group``."""
-    parser.add_argument("--photos", type=Path, metavar="FOLDER", help=f"{purpose} on these photos of good parts")
-    parser.add_argument(
-        "--group", help="which photos show one part: a regular expression with one group on the file name, or "
-        "parent-folder",
-    )  # fmt: skip
+Positive = Annotated[int, positive]
+Rate = Annotated[float, rate]
+
+
+class Override(str):
+    """A word that a command hands on as it is: part of an argument in the spelling of ``anomalib train``."""
 
 
 def photo_settings(photos: Path, group: str | None, test: Path | None = None) -> dict[str, Any]:

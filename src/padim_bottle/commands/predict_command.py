@@ -1,0 +1,168 @@
+"""``predict``: judge photos with a fitted model."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from padim_bottle.commands.arguments import Positive, Rate
+from padim_bottle.console import quiet_imports
+from padim_bottle.errors import UserError
+
+if TYPE_CHECKING:
+    from padim_bottle.predict.predictor import Predictor
+    from padim_bottle.predict.verdict_table import Screen, VerdictTable
+
+
+def predict(
+    *photos: str,
+    watch: Path | None = None,
+    model: Path,
+    output: Path | None = None,
+    json: bool = False,
+    csv: str | None = None,
+    alpha: Rate | None = None,
+    fdr: Rate | None = None,
+    batch_size: Positive = 8,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    threads: Positive | None = None,
+) -> int:
+    """Judge photos with a fitted model: path, score, p-value (how often a good photo scores at least this high) and
+    verdict, a line a photo.
+
+    Exit code: 0 all good, 1 some anomalous, 2 something could not be read (it is named; the rest is judged all the
+    same).
+
+    --watch FOLDER judges what lies in a folder and what arrives, when it is whole, until Ctrl-C. Its --csv gets a line
+    a photo at once; started again with the same file it goes on where it stopped.
+
+    With --csv it says when the photos, in their order, no longer look like those of the calibration: a line on the
+    screen, and the evidence of drift in a column; it exceeds 100 by chance in near 1 % of all series, or fewer. Where
+    photos of the training were grouped there is no such watch: photos of one part come in series, too.
+
+    Args:
+        photos (PATH): photos, folders of photos, or patterns such as 'a/*'
+        watch (FOLDER): judge photos as they arrive; needs --csv FILE
+        model (PATH): a run's folder, a model.ckpt, or the folder of an exported model
+        output (FOLDER): write heatmaps and masks at each photo's own size
+        json: print an object a line
+        csv (FILE): write a table; - prints it
+        alpha (RATE): share of good photos to be called anomalous (that of the training)
+        fdr (RATE): judge all photos together: share of those called anomalous to be good
+        batch_size (NUMBER): photos at a time
+        device: for torch
+        threads (NUMBER): threads of the CPU (all cores)
+    """
+    if bool(photos) == bool(watch):
+        raise UserError("Name photos to judge, or a folder to --watch.")
+    if json and csv == "-":
+        raise UserError("--json and --csv - both print: choose one.")
+    if alpha is not None and fdr is not None:
+        raise UserError("--alpha judges each photo by itself, --fdr all together: choose one.")
+    if watch and (csv in (None, "-") or fdr is not None):
+        raise UserError("--watch needs a file for its --csv, which remembers what is done, and takes no --fdr.")
+    with quiet_imports():
+        from padim_bottle.data.listing import find_photos, left_out
+        from padim_bottle.predict.verdict_table import VerdictTable
+
+    listing = find_photos(photos)
+    for problem in listing.problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if unused := left_out(listing.others):
+        print(unused, file=sys.stderr)
+    if photos and not listing.photos:
+        return 2
+    table = VerdictTable(None if watch else csv)  # refused before work
+    with quiet_imports():
+        from padim_bottle.predict.predictor import load_predictor
+
+    predictor = load_predictor(model, device=device, threads=threads, alpha=alpha)
+    if watch:
+        return _watch(predictor, watch, Path(str(csv)), output, json, batch_size)
+    code = _judge(predictor, listing.photos, csv, table, output, json, fdr, batch_size)
+    return 2 if listing.problems else code
+
+
+def _judge(
+    predictor: Predictor,
+    photos: Sequence[Path],
+    csv: str | None,
+    table: VerdictTable,
+    output: Path | None,
+    json: bool,
+    fdr: float | None,
+    batch_size: int,
+) -> int:
+    from tqdm import tqdm
+
+    from padim_bottle.predict.drift import monitor_of
+    from padim_bottle.predict.heatmaps import Pictures
+    from padim_bottle.predict.judge import judge
+    from padim_bottle.predict.verdict_table import Screen, explain_together, judge_together, verdict_row
+
+    if fdr is not None:
+        explain_together(predictor.rule, fdr, len(photos))  # before the work: whether it can be done
+    # Drift is a matter of order, so of a table.
+    monitor = monitor_of(predictor.card) if csv else None
+    pictures = None if output is None else Pictures(output, photos)
+    form = "json" if json else None if csv == "-" else "text"
+    # A table in a file is finished, whoever looks on.
+    screen = Screen(form, needed=table.file is None)
+    verdicts: Counter[str] = Counter()
+
+    def judged(bar: Any) -> Iterator[dict[str, Any]]:
+        for path, outcome in judge(predictor, photos, batch_size):
+            row = verdict_row(predictor.rule, path, outcome, monitor)
+            if pictures is not None and not isinstance(outcome, UserError) and (why := pictures.write(path, outcome)):
+                screen.say(f"no pictures: {why}")
+            bar.update()
+            yield row
+
+    with table, tqdm(total=len(photos), unit="photo", disable=None, leave=False) as bar:
+        rows = judged(bar)
+        for row in rows if fdr is None else judge_together(rows, fdr):
+            verdicts[row.get("verdict", "unreadable")] += 1
+            with bar.external_write_mode(file=sys.stdout):
+                table.add(row)
+                screen.add(row)
+    note = None
+    if fdr is not None:
+        note = explain_together(predictor.rule, fdr, verdicts.total() - verdicts["unreadable"])
+    return _sum_up(verdicts, screen, note)
+
+
+def _watch(predictor: Predictor, folder: Path, csv: Path, output: Path | None, json: bool, batch_size: int) -> int:
+    from padim_bottle.predict.drift import monitor_of
+    from padim_bottle.predict.heatmaps import Pictures
+    from padim_bottle.predict.verdict_table import Screen, VerdictLog
+    from padim_bottle.predict.watch import stop_signal, watch
+
+    pictures = None if output is None else Pictures(output, root=folder)
+    monitor = monitor_of(predictor.card)
+    screen = Screen("json" if json else "text", needed=False)
+    verdicts: Counter[str] = Counter()
+    with VerdictLog(csv, predictor.digest) as log, stop_signal() as stop:
+        screen.say(f"Watching {folder}, {len(log)} photos are done. Ctrl-C ends it.")
+        if monitor is None:
+            screen.say("Drift is not watched: the photos of this model's training are grouped, or were not calibrated.")
+        rows = watch(
+            predictor, folder, log, stop, batch_size=batch_size, pictures=pictures, monitor=monitor, say=screen.say
+        )
+        for row in rows:
+            verdicts[row.get("verdict", "unreadable")] += 1
+            screen.add(row)
+    return _sum_up(verdicts, screen)
+
+
+def _sum_up(verdicts: Counter[str], screen: Screen, note: str | None = None) -> int:
+    """Say how many photos got which verdict; return the exit code."""
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()) if count)
+    screen.say(counts or "no photo")
+    if note is not None:
+        screen.say(note)
+    if verdicts["unreadable"]:
+        return 2
+    return 1 if verdicts["anomalous"] else 0
