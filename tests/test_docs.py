@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from padim_bottle.model.rule import false_alarm_range
+from padim_bottle.model.rule import false_alarm_range, fewest_scores, threshold_rank
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -86,6 +86,17 @@ def test_ranges_of_the_false_alarm_rate():
     for count, percent, low, high in rows:
         said = false_alarm_range(int(count), int(percent) / 100)
         assert (low, high) == tuple(f"{100 * rate:.1f}" for rate in said)
+
+
+def test_rates_that_a_confidence_aims_at():
+    text = (ROOT / "docs/threshold.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (\d+) % \| ([\d.]+) % \|$", text, re.M)
+    assert len(rows) == 3
+    for count, percent, rate in rows:
+        rank = threshold_rank(int(count), int(percent) / 100, 0.95)
+        assert rate == f"{100 * (1 - rank / (int(count) + 1)):.1f}"
+    fewest = [fewest_scores(alpha, 0.95) for alpha in (0.05, 0.01)]
+    assert "It takes {} good parts at alpha = 5 %, and {} at 1 %.".format(*fewest) in text
 
 
 def test_figures_of_the_two_grids():

@@ -145,6 +145,11 @@ def test_another_false_alarm_rate_changes_the_verdicts(run_folder, table, capsys
         assert (rows["verdict"] == "anomalous").tolist() == (table["p_value"] <= alpha).tolist()
         assert ((rows["score"] >= rows["threshold"]) == (rows["verdict"] == "anomalous")).all()
         np.testing.assert_allclose(rows["p_value"], table["p_value"])
+    predict(run_folder, "--json", *table["image_path"])
+    usual = pd.DataFrame(map(json.loads, capsys.readouterr().out.splitlines()))
+    predict(run_folder, "--json", "--confidence", 0.9, *table["image_path"])
+    kept = pd.DataFrame(map(json.loads, capsys.readouterr().out.splitlines()))
+    assert (kept["threshold"] > usual["threshold"]).all()
 
 
 def test_a_batch_is_judged_by_its_false_discovery_rate(run_folder, table, tmp_path, capsys):

@@ -255,6 +255,7 @@ def test_bfloat16_runs_the_backbone_only(bottles, tmp_path, plain):
     ("options", "words"),
     [
         ({"alpha": 0.0}, "alpha: 0.0 is not between 0 and 1"),
+        ({"confidence": 1.0}, "confidence: 1.0 is not between 0 and 1"),
         ({"pixel_quantile": 1.0}, "pixel_quantile"),
         ({"seed": -1}, "seed: -1 is negative"),
         ({"backbone": "resnet_eighteen"}, "no model 'resnet_eighteen'"),

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from padim_bottle.errors import UserError
 from padim_bottle.model.rule import (
@@ -103,6 +104,45 @@ def test_the_rate_of_one_calibrated_model_lies_in_the_range_that_is_said(count, 
     rank = math.ceil((count + 1) * (1 - alpha) - 1e-9)
     rates = 1 - np.sort(np.random.default_rng(0).random((4000, count)), axis=1)[:, rank - 1]
     assert np.mean((rates >= low) & (rates <= high)) == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.parametrize(("count", "alpha"), [(59, 0.05), (209, 0.05), (1000, 0.05), (299, 0.01), (40, 0.1)])
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_with_a_confidence_that_share_of_models_keeps_below_alpha_and_hardly_more(count, alpha, confidence):
+    """Split scores: uniform, of new parts too, so that a threshold's rate is the share above it."""
+    scores = np.random.default_rng(1).random((4000, count), dtype=np.float32)
+    thresholds = np.array([Rule.calibrated(some, alpha, confidence).threshold for some in scores])
+    kept = np.mean(1 - thresholds <= alpha)
+    # The rank is a whole number: the exact share is the smallest that is possible and at least the confidence.
+    rank = threshold_rank(count, alpha, confidence)
+    exact, less = (stats.binom.cdf(r - 1, count, 1 - alpha) for r in (rank, rank - 1))
+    assert less < confidence <= exact
+    assert kept == pytest.approx(exact, abs=0.02)
+
+
+def test_a_confidence_is_a_higher_rank_and_needs_more_scores():
+    shares = [1 - threshold_rank(count, 0.05, 0.95) / (count + 1) for count in (59, 209, 1000)]
+    assert shares == pytest.approx([0.017, 0.029, 0.039], abs=5e-4)
+    assert [fewest_scores(alpha, 0.95) for alpha in (0.05, 0.01)] == [59, 299]
+    for alpha, fewest in ((0.05, 59), (0.01, 299)):
+        assert why_rough(fewest, alpha, 0.95) is None
+        assert f"needs at least {fewest} training images" in why_rough(fewest - 1, alpha, 0.95)
+        with pytest.raises(UserError, match=f"at least {fewest} calibration scores"):
+            Rule.calibrated(np.arange(fewest - 1.0), 0.5).at(alpha, 0.95)
+    few = Rule.calibrated(np.arange(10.0), 0.05, 0.95)
+    assert 9 < few.threshold < 9.001
+    assert "confidence 0.4" in why_rough(10, 0.05, 0.95)
+
+
+def test_another_rate_keeps_the_confidence_of_the_training():
+    scores = np.arange(1000.0)
+    trained = Rule.calibrated(scores, 0.05, 0.95)
+    assert trained.threshold > Rule.calibrated(scores, 0.05).threshold
+    assert trained.at(0.1).threshold == Rule.calibrated(scores, 0.1, 0.95).threshold
+    assert trained.at(0.1, 0.8).threshold == Rule.calibrated(scores, 0.1, 0.8).threshold
+    low, high = false_alarm_range(1000, 0.05, 0.95)
+    assert low < 0.039 < high
+    assert high < false_alarm_range(1000, 0.05)[1]
 
 
 @pytest.mark.parametrize("count", [60, 209])

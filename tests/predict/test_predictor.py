@@ -201,11 +201,14 @@ def test_the_p_value_is_the_rank_among_the_calibration_scores(run_folder):
         assert rule.p_value(score) == (1 + sum(s >= score for s in scores.tolist())) / (len(scores) + 1)
 
 
-@pytest.mark.parametrize("alpha", [0.1, 0.3, 0.5])
-def test_another_false_alarm_rate_is_what_training_with_it_gives(run_folder, alpha):
+@pytest.mark.parametrize(
+    ("alpha", "confidence"), [(0.1, None), (0.3, None), (0.5, None), (0.3, 0.8), (0.5, 0.95), (None, 0.9)]
+)
+def test_another_false_alarm_rate_is_what_training_with_it_gives(run_folder, alpha, confidence):
     padim = load_padim(run_folder / "model.ckpt")
     raw = torch.linspace(0.5, 3, 50)[:, None] * padim.post_processor.calibration_scores.median()
-    padim.post_processor.alpha = alpha
+    padim.post_processor.alpha = alpha or padim.post_processor.alpha
+    padim.post_processor.confidence = confidence
     padim.post_processor.calibrate(
         Calibration(
             scores=padim.post_processor.calibration_scores,
@@ -218,17 +221,22 @@ def test_another_false_alarm_rate_is_what_training_with_it_gives(run_folder, alp
         )
     )
     expected = padim.post_processor(InferenceBatch(pred_score=raw, anomaly_map=raw[..., None, None]))
-    rule = load_predictor(run_folder, device="cpu", alpha=alpha).rule
+    rule = load_predictor(run_folder, device="cpu", alpha=alpha, confidence=confidence).rule
     assert [rule.anomalous(s) for s in raw.flatten().tolist()] == expected.pred_label.flatten().tolist()
     normalised = [rule.normalised(s) for s in raw.flatten().tolist()]
     np.testing.assert_allclose(normalised, expected.pred_score.flatten(), atol=1e-6)
-    assert [rule.p_value(s) <= alpha for s in raw.flatten().tolist()] == expected.pred_label.flatten().tolist()
+    if confidence is None:
+        assert [rule.p_value(s) <= alpha for s in raw.flatten().tolist()] == expected.pred_label.flatten().tolist()
+    else:
+        assert rule.threshold > load_predictor(run_folder, device="cpu", alpha=alpha).rule.threshold
     np.testing.assert_allclose([rule.score(n) for n in normalised], raw.flatten(), rtol=1e-5)
 
 
 def test_a_false_alarm_rate_that_no_p_value_reaches_is_refused(run_folder):
     with pytest.raises(UserError, match=r"1 / \(N \+ 1\) = 0.077"):
         load_predictor(run_folder, alpha=0.05)
+    with pytest.raises(UserError, match="at least 14 calibration scores, and this model has 12"):
+        load_predictor(run_folder, confidence=0.95)
 
 
 def test_metrics_that_are_no_json_object_are_passed_over(run_folder, tmp_path):

@@ -25,6 +25,7 @@ def predict(
     json: bool = False,
     csv: str | None = None,
     alpha: Rate | None = None,
+    confidence: Rate | None = None,
     fdr: Rate | None = None,
     batch_size: Positive = 8,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -51,6 +52,7 @@ def predict(
         json: print an object a line
         csv (FILE): write a table; - prints it
         alpha (RATE): share of good photos to be called anomalous (that of the training)
+        confidence (RATE): keep that share, or the training's, with this confidence: a higher threshold
         fdr (RATE): judge all photos together: share of those called anomalous to be good
         batch_size (NUMBER): photos at a time
         device: for torch
@@ -60,8 +62,8 @@ def predict(
         raise UserError("Name photos to judge, or a folder to --watch.")
     if json and csv == "-":
         raise UserError("--json and --csv - both print: choose one.")
-    if alpha is not None and fdr is not None:
-        raise UserError("--alpha judges each photo by itself, --fdr all together: choose one.")
+    if fdr is not None and (alpha is not None or confidence is not None):
+        raise UserError("--alpha and --confidence judge each photo by itself, --fdr all together: choose one.")
     if watch and (csv in (None, "-") or fdr is not None):
         raise UserError("--watch needs a file for its --csv, which remembers what is done, and takes no --fdr.")
     with quiet_imports():
@@ -79,7 +81,7 @@ def predict(
     with quiet_imports():
         from padim_bottle.predict.predictor import load_predictor
 
-    predictor = load_predictor(model, device=device, threads=threads, alpha=alpha)
+    predictor = load_predictor(model, device=device, threads=threads, alpha=alpha, confidence=confidence)
     if watch:
         return _watch(predictor, watch, Path(str(csv)), output, json, batch_size)
     code = _judge(predictor, listing.photos, csv, table, output, json, fdr, batch_size)

@@ -70,6 +70,7 @@ class Padim(AnomalibPadim):
         calibration: thresholds from leave-one-out scores of the training images; ``false`` for anomalib's, which
             are tuned on the test set.
         alpha: false-alarm rate that the calibrated image threshold is to have.
+        confidence: with which the rate is to be below alpha; ``None`` for a rate of about alpha.
         pixel_quantile: the pixel threshold is this quantile of the leave-one-out pixels.
         position_calibration: score an image by its largest pixel, standardised at each position by how good images
             vary there; ``false`` for PaDiM's own maximum. Needs ``calibration``.
@@ -98,6 +99,7 @@ class Padim(AnomalibPadim):
         neighborhood: Literal[1, 3, 5] = 1,
         calibration: bool = True,
         alpha: float = 0.05,
+        confidence: float | None = None,
         pixel_quantile: float = 0.9995,
         position_calibration: bool = True,
         group: str | None = None,
@@ -108,8 +110,8 @@ class Padim(AnomalibPadim):
         evaluator: Evaluator | bool = False,
         visualizer: Visualizer | bool = False,
     ) -> None:
-        for name, value in (("alpha", alpha), ("pixel_quantile", pixel_quantile)):
-            if not 0 < value < 1:
+        for name, value in (("alpha", alpha), ("confidence", confidence), ("pixel_quantile", pixel_quantile)):
+            if value is not None and not 0 < value < 1:
                 raise UserError(f"{name}: {value} is not between 0 and 1.")
         if seed < 0:
             raise UserError(f"seed: {seed} is negative, choose 0 or more.")
@@ -127,7 +129,7 @@ class Padim(AnomalibPadim):
         if pre_processor is True:
             pre_processor = self.configure_pre_processor(tuple(image_size))
         if post_processor is True and calibration:
-            post_processor = CalibratedPostProcessor(alpha=alpha, pixel_quantile=pixel_quantile)
+            post_processor = CalibratedPostProcessor(alpha, pixel_quantile, confidence)
         # anomalib's Padim would build its own network: skip its __init__, call that of its bases.
         super(AnomalibPadim, self).__init__(
             pre_processor=pre_processor,

@@ -24,13 +24,17 @@ class CalibratedPostProcessor(PostProcessor):
 
     Args:
         alpha: wanted false-alarm rate of the image threshold, in (0, 1).
+        confidence: with which the rate is to be below alpha, in (0, 1); ``None`` for a rate of about alpha.
         pixel_quantile: the pixel threshold is this quantile of all leave-one-out pixels.
         **kwargs: anomalib's arguments.
     """
 
-    def __init__(self, alpha: float = 0.05, pixel_quantile: float = 0.9995, **kwargs: Any) -> None:
+    def __init__(
+        self, alpha: float = 0.05, pixel_quantile: float = 0.9995, confidence: float | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.alpha = alpha
+        self.confidence = confidence
         self.pixel_quantile = pixel_quantile
         self.register_buffer("calibration_scores", torch.empty(0))
         self.register_buffer("calibration_map_means", torch.empty(0))
@@ -46,13 +50,13 @@ class CalibratedPostProcessor(PostProcessor):
 
     @property
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
-        return (*super()._checkpoint_config_keys, "alpha", "pixel_quantile")
+        return (*super()._checkpoint_config_keys, "alpha", "confidence", "pixel_quantile")
 
     def calibrate(self, calibration: Calibration) -> None:
         """Take thresholds and scales from the leave-one-out scores and pixels of the training images."""
         device = self._image_threshold.device
-        rule = Rule.calibrated(calibration.scores.cpu(), self.alpha)
-        if rough := why_rough(len(calibration.scores), self.alpha):
+        rule = Rule.calibrated(calibration.scores.cpu(), self.alpha, self.confidence)
+        if rough := why_rough(len(calibration.scores), self.alpha, self.confidence):
             logger.warning(rough)
         self.calibration_scores = calibration.scores.to(device)
         self.calibration_map_means = calibration.map_means.to(device)
@@ -73,7 +77,7 @@ class CalibratedPostProcessor(PostProcessor):
         if not len(self.calibration_scores):
             return None
         scores = self.calibration_scores.cpu().numpy().astype(np.float64)
-        return Rule(self.image_threshold.item(), self.image_scale.item(), scores)
+        return Rule(self.image_threshold.item(), self.image_scale.item(), scores, self.confidence)
 
     def _normalize_score(self, score: torch.Tensor) -> torch.Tensor:
         return _soft_normalize(score, self.image_threshold, self.image_scale)

@@ -2,7 +2,8 @@
 
 The scores of N good parts, each left out of the model that scores it, behave nearly like the score of a new good part
 (see ``calibration``). So the share of them that is at least as high as a new score is a p-value, and their
-``ceil((N + 1)(1 - alpha))``-th smallest is a threshold for a false-alarm rate of about alpha.
+``ceil((N + 1)(1 - alpha))``-th smallest is a threshold for a false-alarm rate of about alpha. The rate of one model
+lies around that; a higher order statistic keeps it below alpha with a given confidence (a tolerance bound).
 """
 
 import math
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betaincinv
+from scipy.special import betainc, betaincinv
 
 from padim_bottle.errors import UserError
 
@@ -28,14 +29,16 @@ class Rule:
         threshold: of raw scores.
         scale: distances to the threshold are divided by it when scores are normalised; ``None`` where they are not.
         calibration: (N,) ascending leave-one-out scores of good parts; ``None`` for a model without calibration.
+        confidence: with which the false-alarm rate is below alpha; ``None`` for a rate of about alpha.
     """
 
     threshold: float
     scale: float | None
     calibration: NDArray[np.float64] | None
+    confidence: float | None = None
 
     @classmethod
-    def calibrated(cls, scores: ArrayLike, alpha: float) -> "Rule":
+    def calibrated(cls, scores: ArrayLike, alpha: float, confidence: float | None = None) -> "Rule":
         """Return the rule ``p_value <= alpha`` for leave-one-out scores of N good parts.
 
         Its threshold is the float32 after the ``threshold_rank``-th smallest score. With fewer than
@@ -45,6 +48,7 @@ class Rule:
         Args:
             scores: (N,) in any order.
             alpha: wanted false-alarm rate, in (0, 1).
+            confidence: with which the rate is to be below alpha, in (0, 1); ``None`` for a rate of about alpha.
 
         Raises:
             UserError: there is no score, or one is not finite.
@@ -55,20 +59,26 @@ class Rule:
                 f"{np.isfinite(ordered).sum()} of {len(ordered)} leave-one-out scores of the training photos are "
                 "finite numbers: no threshold can be taken from them. Check the photos and the weights."
             )
-        highest_good = ordered[min(threshold_rank(len(ordered), alpha), len(ordered)) - 1]
+        highest_good = ordered[min(threshold_rank(len(ordered), alpha, confidence), len(ordered)) - 1]
         threshold = np.nextafter(np.float32(highest_good), np.float32(np.inf))
         # The lower median. Equal scores have no spread: what exceeds the threshold is then far above it.
         scale = max(float(threshold - np.float32(ordered[(len(ordered) - 1) // 2])), 1e-6)
-        return cls(float(threshold), scale, ordered)
+        return cls(float(threshold), scale, ordered, confidence)
 
     @classmethod
     def of_card(cls, card: dict[str, Any]) -> "Rule":
         """Return the rule that a model's card describes."""
-        calibration = card["calibration"] and np.sort(np.array(card["calibration"]["scores"], dtype=np.float64))
-        return cls(card["thresholds"]["image"], card["thresholds"]["image_scale"], calibration)
+        told = card["calibration"]
+        calibration = told and np.sort(np.array(told["scores"], dtype=np.float64))
+        thresholds = card["thresholds"]
+        return cls(thresholds["image"], thresholds["image_scale"], calibration, told and told.get("confidence"))
 
-    def at(self, alpha: float) -> "Rule":
+    def at(self, alpha: float, confidence: float | None = None) -> "Rule":
         """Return the rule for another false-alarm rate, as a model trained with this alpha has it.
+
+        Args:
+            alpha: the rate.
+            confidence: with which the rate is to be below alpha; ``None`` for the one chosen in training, if any.
 
         Raises:
             UserError: alpha is no rate, or the model was not calibrated, or on too few images for this alpha.
@@ -77,13 +87,19 @@ class Rule:
             raise UserError("This model was trained without calibration: its false-alarm rate cannot be chosen.")
         if not 0 < alpha < 1:
             raise UserError("alpha, the false-alarm rate, is a number between 0 and 1.")
-        count = len(self.calibration)
-        if threshold_rank(count, alpha) > count:
+        count, confidence = len(self.calibration), confidence or self.confidence
+        if threshold_rank(count, alpha, confidence) > count:
+            if confidence is not None:
+                raise UserError(
+                    f"A false-alarm rate below alpha = {alpha:g} with confidence {confidence:g} takes at least "
+                    f"{fewest_scores(alpha, confidence)} calibration scores, and this model has {count}: choose a "
+                    "larger alpha, or train with more good photos."
+                )
             raise UserError(
                 f"alpha = {alpha:g} is less than 1 / (N + 1) = {1 / (count + 1):.2g}, the smallest p-value that this "
                 f"model's N = {count} calibration scores can give: choose more, or train with more good photos."
             )
-        chosen = Rule.calibrated(self.calibration, alpha)
+        chosen = Rule.calibrated(self.calibration, alpha, confidence)
         return chosen if self.scale is not None else replace(chosen, scale=None)
 
     def anomalous(self, score: float) -> bool:
@@ -139,18 +155,36 @@ class Rule:
         return count - np.searchsorted(self.calibration, scores), count
 
 
-def threshold_rank(count: int, alpha: float) -> int:
-    """Return the rank ``ceil((N + 1)(1 - alpha))`` of a threshold among N scores; N + 1 where there are too few."""
-    return math.ceil((count + 1) * (1 - alpha) - _SLACK)
+def threshold_rank(count: int, alpha: float, confidence: float | None = None) -> int:
+    """Return the rank of a threshold among N scores; N + 1 where there are too few.
+
+    It is ``ceil((N + 1)(1 - alpha))``; with a confidence the lowest at which the false-alarm rate, see
+    ``false_alarm_range``, is at most alpha with that probability: a tolerance bound (Wilks 1941).
+    """
+    if confidence is None:
+        return math.ceil((count + 1) * (1 - alpha) - _SLACK)
+    ranks = np.arange(1, count + 1)
+    sure = betainc(count + 1 - ranks, ranks, alpha) >= confidence - _SLACK
+    return int(ranks[sure][0]) if sure.any() else count + 1
 
 
-def fewest_scores(alpha: float) -> int:
+def fewest_scores(alpha: float, confidence: float | None = None) -> int:
     """Return how many scores a threshold for this false-alarm rate needs."""
-    return math.ceil(1 / alpha - _SLACK) - 1
+    if confidence is None:
+        return math.ceil(1 / alpha - _SLACK) - 1
+    return math.ceil(math.log1p(-confidence) / math.log1p(-alpha) - _SLACK)
 
 
-def why_rough(count: int, alpha: float) -> str | None:
+def why_rough(count: int, alpha: float, confidence: float | None = None) -> str | None:
     """Return why the threshold of N training images for this alpha is rough; ``None`` where it is not."""
+    if confidence is not None:
+        if count >= fewest_scores(alpha, confidence):
+            return None
+        return (
+            f"alpha = {alpha:g} with confidence = {confidence:g} needs at least {fewest_scores(alpha, confidence)} "
+            f"training images, there are {count}: the threshold is their largest score, and the confidence "
+            f"{1 - (1 - alpha) ** count:.2g}."
+        )
     if count < fewest_scores(alpha):
         return (
             f"alpha = {alpha:g} needs at least {fewest_scores(alpha)} training images, there are {count}: the "
@@ -164,8 +198,8 @@ def why_rough(count: int, alpha: float) -> str | None:
     return None
 
 
-def false_alarm_range(count: int, alpha: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Return between what limits the false-alarm rate of one calibrated model lies: it depends on its images.
+def false_alarm_range(count: int, alpha: float, confidence: float | None = None) -> tuple[float, float]:
+    """Return between what limits the false-alarm rate of 95 of 100 calibrated models lies: it depends on their images.
 
     With r the threshold's rank among N scores, a split-conformal threshold's rate has a Beta(N + 1 - r, r)
     distribution over training sets (Vovk 2012; Angelopoulos and Bates 2023, section 3.2); the leave-one-out threshold
@@ -174,11 +208,10 @@ def false_alarm_range(count: int, alpha: float, confidence: float = 0.95) -> tup
     Args:
         count: N, the number of parts.
         alpha: wanted false-alarm rate.
-        confidence: of the interval, with equal tails.
+        confidence: as of ``Rule.calibrated``.
     """
-    rank = min(threshold_rank(count, alpha), count)
-    tail = (1 - confidence) / 2
-    low, high = betaincinv(count + 1 - rank, rank, [tail, 1 - tail])
+    rank = min(threshold_rank(count, alpha, confidence), count)
+    low, high = betaincinv(count + 1 - rank, rank, [0.025, 0.975])
     return float(low), float(high)
 
 

@@ -53,20 +53,31 @@ class Predictor:
         run: the model itself.
         alpha: judge images at this false-alarm rate instead of the one chosen in training.
         digest: of the model's file: tells it from others.
+        confidence: keep that rate, or that of the training, with this confidence.
 
     Attributes:
         rule: turns image scores into p-values and verdicts.
         size: height and width that ``prepare`` brings photos to; empty to leave that to the model.
     """
 
-    def __init__(self, name: str, card: dict[str, Any], run: Run, alpha: float | None = None, digest: str = "") -> None:
+    def __init__(
+        self,
+        name: str,
+        card: dict[str, Any],
+        run: Run,
+        alpha: float | None = None,
+        digest: str = "",
+        confidence: float | None = None,
+    ) -> None:
         self.name = name
         self.card = card
         self.digest = digest
         self._run = run
         self.size = card["input"]["model_size"]
         self._trained = Rule.of_card(card)
-        self.rule = self._trained if alpha is None else self._trained.at(alpha)
+        self.rule = self._trained
+        if alpha is not None or confidence is not None:
+            self.rule = self._trained.at(alpha or (card["calibration"] or {}).get("alpha", 0), confidence)
 
     def prepare(self, photo: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return a photo (h, w, 3), RGB uint8, as the model takes it: (3, H, W) in [0, 1].
@@ -115,7 +126,12 @@ class Predictor:
 
 
 def load_predictor(
-    path: Path, *, device: str = "auto", threads: int | None = None, alpha: float | None = None
+    path: Path,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    alpha: float | None = None,
+    confidence: float | None = None,
 ) -> Predictor:
     """Load whatever model lies at a path. Nothing in the files is run as code.
 
@@ -124,6 +140,7 @@ def load_predictor(
         device: ``auto``, ``cpu`` or ``cuda``; ONNX and OpenVINO models run on the CPU.
         threads: of the CPU; all cores if not given.
         alpha: false-alarm rate, instead of that of the training.
+        confidence: with which that rate, or that of the training, is kept.
 
     Raises:
         UserError: there is no model, it is damaged or foreign, its runtime is not installed, or it has no such alpha.
@@ -133,10 +150,10 @@ def load_predictor(
     if (path / CARD).is_file():
         card = read_card(path)
         load = {"onnx": _load_onnx, "openvino": _load_openvino}[card["format"]]
-        return Predictor(card["format"], card, load(path, card, threads), alpha, sha256(path / CARD))
+        return Predictor(card["format"], card, load(path, card, threads), alpha, sha256(path / CARD), confidence)
     checkpoint = path if path.is_file() else path / "model.ckpt"
     if checkpoint.is_file():
-        return _load_checkpoint(checkpoint, device, threads, alpha)
+        return _load_checkpoint(checkpoint, device, threads, alpha, confidence)
     exported = [path / name for name in MODEL_FILES if (path / name / CARD).is_file()]
     if exported:
         raise UserError(f"{path} holds several exported models, name one: {', '.join(map(str, exported))}.")
@@ -154,7 +171,9 @@ def read_metrics(run: Path) -> dict[str, Any] | None:
     return metrics if isinstance(metrics, dict) else None
 
 
-def _load_checkpoint(path: Path, device: str, threads: int | None, alpha: float | None) -> Predictor:
+def _load_checkpoint(
+    path: Path, device: str, threads: int | None, alpha: float | None, confidence: float | None
+) -> Predictor:
     import torch
 
     from padim_bottle.predict.checkpoint import load_padim
@@ -176,7 +195,7 @@ def _load_checkpoint(path: Path, device: str, threads: int | None, alpha: float 
             outputs = {"raw_score": raw.pred_score, **network.judge(raw)._asdict()}
             return {name: value.cpu().numpy() for name, value in outputs.items()}
 
-    return Predictor("torch", card, run, alpha, sha256(path))
+    return Predictor("torch", card, run, alpha, sha256(path), confidence)
 
 
 def _load_onnx(folder: Path, card: dict[str, Any], threads: int | None) -> Run:

@@ -203,15 +203,16 @@ def _alpha_note(run: RecordedRun) -> str | None:
     count = len(run.calibration_scores)
     if not count:
         return None
-    alpha = run.calibration["alpha"]
-    low, high = false_alarm_range(count, alpha)
+    alpha, confidence = run.calibration["alpha"], run.calibration.get("confidence")
+    low, high = false_alarm_range(count, alpha, confidence)
+    kept = "" if confidence is None else f" This run's own threshold keeps it with confidence {confidence:g}."
     return (
         "alpha is the share of good images that raise a false alarm. The thresholds come from the scores of the "
         "training images, each left out of the model that it is measured by (the jackknife). In simulations that keeps "
         "alpha nearly exactly, a little on the safe side; no theorem promises it for a finite number of images. One "
         f"training set differs from the next: with {count} scores and {spell_alpha(alpha)}, the true rate is expected "
         f"between {100 * low:.1f} % and {100 * high:.1f} % for 95 of 100 training sets. Four times as many images "
-        "halve that range."
+        f"halve that range.{kept}"
     )
 
 

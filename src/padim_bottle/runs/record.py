@@ -43,6 +43,8 @@ def run_thresholds(pl_module: LightningModule, datamodule: Any = None) -> Thresh
     split = getattr(datamodule, "val_split_mode", None)
     if alpha is not None:
         source = f"leave-one-out scores of the training images, alpha = {alpha:g}"
+        if (confidence := getattr(post_processor, "confidence", None)) is not None:
+            source += f", confidence = {confidence:g}"
     elif split is None:
         source = "anomalib: maximises F1 on the validation images, which by default are the test images"
     elif split is ValSplitMode.SAME_AS_TEST:
@@ -93,8 +95,9 @@ def describe_calibration(pl_module: LightningModule) -> dict[str, Any] | None:
     return {
         "method": "leave-one-out over the training images",
         "alpha": post_processor.alpha,
+        "confidence": post_processor.confidence,
         # 95 % of models calibrated on so many parts have a false-alarm rate between these.
-        "false_alarm_rate_range": list(false_alarm_range(len(scores), post_processor.alpha)),
+        "false_alarm_rate_range": list(false_alarm_range(len(scores), post_processor.alpha, post_processor.confidence)),
         "pixel_quantile": post_processor.pixel_quantile,
         "position_calibration": pl_module.model.position_calibration,
         "training_images": len(scores) if told is None else len(told.image_paths),

@@ -44,7 +44,15 @@ RENAMED = {
     "anomalib.models.image.padim.lightning_model.Padim": "anomalib.models.Padim",
 }
 # Arguments of Padim that the first records do not have yet, each with the value that changes nothing.
-ADDED = {"grids": None, "support": 1.0, "sigma": 4.0, "guided": None, "group": None, "copies": "warn"}
+ADDED = {
+    "grids": None,
+    "support": 1.0,
+    "sigma": 4.0,
+    "guided": None,
+    "group": None,
+    "copies": "warn",
+    "confidence": None,
+}
 
 TOLERANCE = 1e-6
 
