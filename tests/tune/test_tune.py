@@ -19,7 +19,6 @@ from padim_bottle.data.synthetic import write_bottles
 from padim_bottle.experiment.cli import ExperimentCLI
 from padim_bottle.experiment.train import train
 from padim_bottle.experiment.variants import spell_argument
-from padim_bottle.tune.anomalies import add_anomaly
 from padim_bottle.tune.measure import make_splits, training_paths
 from padim_bottle.tune.settings import METRICS, TuneSettings, read_grid, read_settings
 

@@ -5,14 +5,13 @@ from importlib.resources import files
 from pathlib import Path
 
 from padim_bottle.data.digest import file_digests, fingerprint_of
-from padim_bottle.data.listing import SUFFIXES, list_photos
+from padim_bottle.data.listing import list_photos
 from padim_bottle.errors import UserError, first_few
 from padim_bottle.files import printable
 
 GOOD = "good"
 """The defect type of images without a defect."""
 _GOOD_FOLDERS = {GOOD, "ok", "normal", "pass"}
-IMAGE_SUFFIXES = tuple(SUFFIXES)
 
 
 @dataclass(frozen=True)

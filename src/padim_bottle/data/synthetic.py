@@ -1,8 +1,8 @@
 """Synthetic bottles: a small data set in MVTec AD's layout, for the demo and the tests, without a download.
 
 A picture is drawn as the camera sees a bottle from above: everything is a function of the distance from the bottle's
-axis (in half image sides, so 1 is the middle of a border) and of the angle around it. The good bottle is drawn first
-and a defect is painted over it, so a defect's mask is exact: outside it, the picture is the good bottle to the byte.
+axis (in half image sides, so 1 is the middle of a border) and of the angle around it. The generator of synthetic
+anomalies then spoils a good bottle, so a mask is exact: outside it, the picture is the good bottle to the byte.
 
 The pictures only look like MVTec AD: they say whether the code works, never how well a model does.
 """
@@ -16,6 +16,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from padim_bottle.data.dataset import check_at_least
+from padim_bottle.data.defects import AnomalySettings, add_anomaly
 from padim_bottle.data.mvtec import MVTecAD
 from padim_bottle.errors import UserError
 from padim_bottle.files import whole_folder
@@ -24,9 +25,15 @@ Floats = NDArray[np.floating[Any]]
 Picture = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
-DEFECTS = ("broken_large", "broken_small", "contamination")
+DEFECTS = {
+    "broken_large": AnomalySettings(kinds=["missing"], size=[0.4, 0.7]),
+    "broken_small": AnomalySettings(kinds=["scratch"], size=[0.1, 0.25], scratch_width=[0.015, 0.04]),
+    "contamination": AnomalySettings(kinds=["patch"], size=[0.15, 0.4], strength=[0.7, 1.0]),
+}
+"""Each defect as an anomaly within the square that the bottle fills."""
+_BOTTLE = (0.2, 0.8)
 
-RENDERER_VERSION = 2
+RENDERER_VERSION = 3
 """Raise it when the pixels change, so that a folder written by an older renderer is not used again."""
 
 MIN_SIZE = 64
@@ -38,7 +45,6 @@ _RINGS = {
     0.58: (70, 75, 80), 0.69: (76, 71, 77), 0.75: (64, 65, 74), 0.785: (102, 97, 101), 0.805: (102, 97, 101),
     0.83: (60, 61, 70), 0.85: (58, 61, 71), 0.87: (95, 98, 102), 0.89: (190, 193, 188), 0.93: (280, 280, 280),
 }  # fmt: skip
-_OPENING = 0.425
 _MOUTH = 0.69  # where light shines through the glass and makes an orange ring
 _AMBER = (110, 45, 8)
 
@@ -182,14 +188,11 @@ def render_bottle(rng: np.random.Generator, size: int, defect: str | None = None
     good = _draw_good(rng, radius, angle)
     if defect is None:
         return good, np.zeros((size, size), dtype=bool)
-    severity = rng.uniform(0.3, 1)
-    if defect == "contamination":
-        layer, mask = _contamination(rng, radius, angle, severity)
-    else:
-        layer, mask = _fracture(rng, radius, angle, severity, large=defect == "broken_large")
-    layer = layer + rng.normal(0, 1, layer.shape)
-    painted = np.clip(np.rint(layer), 0, 255).astype(np.uint8)
-    return np.where(mask[..., None], painted, good), mask
+    image, mask = good.copy(), np.zeros((size, size), dtype=bool)
+    bottle = (slice(*(round(share * size) for share in _BOTTLE)),) * 2
+    settings = DEFECTS[defect]
+    image[bottle], mask[bottle] = add_anomaly(good[bottle], settings.kinds[0], settings, int(rng.integers(2**31)))
+    return image, mask
 
 
 def _draw_good(rng: np.random.Generator, radius: Floats, angle: Floats) -> Picture:
@@ -211,49 +214,6 @@ def _draw_good(rng: np.random.Generator, radius: Floats, angle: Floats) -> Pictu
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
-def _fracture(
-    rng: np.random.Generator, radius: Floats, angle: Floats, severity: float, *, large: bool
-) -> tuple[Floats, Mask]:
-    """Broken mouth: a jagged piece of ring, dark and rough, with bright splinters if severe."""
-    half_width, depth = (0.5 + 1.4 * severity, 0.28) if large else (0.07 + 0.35 * severity, 0.16)
-    inner = rng.uniform(_OPENING, _OPENING + 0.04)
-    around = np.abs(_turn(angle, rng.uniform(-np.pi, np.pi)))
-    mask = (
-        (around < half_width * (1 + 0.3 * _jagged(rng, radius * 4 - 2, 12)))
-        & (radius > inner + 0.02 * _jagged(rng, angle, 60))
-        & (radius < inner + depth + 0.04 * _jagged(rng, angle, 40))
-    )
-    mask |= (around < 0.05) & (np.abs(radius - inner - depth / 2) < 0.05)
-    facets = 16 * severity * np.sign(_grain(rng, len(radius), 0.04)) + 8 * _grain(rng, len(radius), 0.01)
-    splinters = severity * np.clip(_grain(rng, len(radius), 0.03) - 0.8, 0, 1.5)
-    return (45 + facets)[..., None] + (splinters[..., None] * (175, 165, 140)), mask
-
-
-def _contamination(rng: np.random.Generator, radius: Floats, angle: Floats, severity: float) -> tuple[Floats, Mask]:
-    """A dull smear on the neck, a cloud in the opening, or a few pale or rusty flakes anywhere on the bottle."""
-    size = len(radius)
-    kind = rng.choice(["smear", "cloud", "flakes"])
-    if kind == "smear":
-        around = _turn(angle, rng.uniform(-np.pi, np.pi)) / (0.12 + 0.3 * severity)
-        across = (radius - rng.uniform(0.52, 0.64)) / (0.03 + 0.04 * severity)
-        mask = around**4 + across**2 < 1 + 0.3 * _wave(rng, angle, 30)
-        mask |= (np.abs(around) < 0.2) & (np.abs(across) < 1)
-        return (rng.uniform(60, 75) + 45 * severity + 4 * _grain(rng, size, 0.02))[..., None] * (0.95, 1, 1.1), mask
-    light = (0.2 + 0.6 * severity) * (1 + 0.25 * _grain(rng, size, 0.03))
-    if kind == "cloud":
-        mask = radius < _OPENING - 0.02 + 0.006 * _wave(rng, angle, 6)
-        return np.array((33, 33, 42)) + light[..., None] * (115, 82, 45), mask
-    mask = np.zeros((size, size), dtype=bool)
-    for _ in range(rng.integers(1, 5)):
-        direction = rng.uniform(-np.pi, np.pi)
-        middle = rng.uniform(0, 0.72) * np.array([np.cos(direction), np.sin(direction)])
-        from_middle, around = _polar(size, middle)
-        extent = rng.uniform(0.05, 0.06 + 0.08 * severity)  # no flake falls between the pixels of MIN_SIZE
-        mask |= from_middle < extent * (0.8 + 0.35 * _jagged(rng, around, 9))
-    colour = (150, 145, 130) if rng.random() < 0.5 else (125, 75, 50)
-    return np.array((38, 38, 46)) + light[..., None] * colour, mask
-
-
 def _polar(size: int, origin: np.ndarray, scale: float = 1.0) -> tuple[Floats, Floats]:
     """Distance from the origin (x, y) and angle around it, at every pixel's centre."""
     line = (np.arange(size) + 0.5) * 2 / size - 1
@@ -266,11 +226,6 @@ def _band(off: Floats, width: float) -> Floats:
     return np.exp(-((off / width) ** 2))
 
 
-def _turn(angle: Floats, origin: float) -> Floats:
-    """Angle seen from another origin, in [-pi, pi)."""
-    return (angle - origin + np.pi) % (2 * np.pi) - np.pi
-
-
 def _wave(rng: np.random.Generator, angle: Floats, harmonics: int) -> Floats:
     """Smooth random function of the angle, periodic, of mean 0 and variance about 1."""
     order = np.arange(1, harmonics + 1)
@@ -278,12 +233,6 @@ def _wave(rng: np.random.Generator, angle: Floats, harmonics: int) -> Floats:
     grid = np.linspace(-np.pi, np.pi, 721)
     values = np.sqrt(2) * amplitude @ np.cos(np.outer(order, grid) + rng.uniform(-np.pi, np.pi, (harmonics, 1)))
     return np.interp(angle, grid, values)
-
-
-def _jagged(rng: np.random.Generator, angle: Floats, teeth: int) -> Floats:
-    """Random function of straight pieces in [-1, 1], periodic on [-pi, pi]: the edge of broken glass."""
-    grid = np.sort(rng.uniform(-np.pi, np.pi, teeth))
-    return np.interp(angle, grid, rng.uniform(-1, 1, teeth), period=2 * np.pi)
 
 
 def _grain(rng: np.random.Generator, size: int, width: float) -> Floats:

@@ -12,6 +12,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from padim_bottle.data.defects import add_anomaly
 from padim_bottle.data.digest import file_digests, fingerprint_of
 from padim_bottle.data.images import read_image
 from padim_bottle.errors import UserError
@@ -20,7 +21,6 @@ from padim_bottle.files import write_whole
 from padim_bottle.report.gallery import render
 from padim_bottle.runs.environment import code_digest, git_commit, versions
 from padim_bottle.tables import Row, Table, figure, mean_and_spread
-from padim_bottle.tune.anomalies import add_anomaly
 from padim_bottle.tune.ranking import differences_from, rank
 from padim_bottle.tune.settings import METRICS, PREFIX, TuneSettings, name_of
 

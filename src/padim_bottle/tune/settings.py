@@ -7,26 +7,15 @@ from typing import Any
 
 import yaml
 
+from padim_bottle.data.defects import KINDS, AnomalySettings
 from padim_bottle.errors import UserError, in_a_line
 from padim_bottle.evaluation.metrics import headings
 from padim_bottle.experiment.config_check import read_structured
 from padim_bottle.experiment.variants import Variant, spell_argument, variants_of
 
-KINDS = ("perlin", "patch", "missing", "warp", "scratch")
 METRICS = headings(threshold="none")
 """What a setting is judged by, and what it is called."""
 PREFIX = "model.init_args."
-
-
-@dataclass
-class AnomalySettings:
-    """What synthetic anomalies look like; lengths are shares of a photo's shorter side."""
-
-    seed: int = 0
-    kinds: list[str] = field(default_factory=lambda: list(KINDS))
-    size: list[float] = field(default_factory=lambda: [0.05, 0.3])
-    scratch_width: list[float] = field(default_factory=lambda: [0.004, 0.012])
-    strength: list[float] = field(default_factory=lambda: [0.3, 1.0])
 
 
 @dataclass

@@ -15,10 +15,9 @@ from torchvision.transforms.v2 import Transform
 from torchvision.tv_tensors import Image, Mask
 
 from padim_bottle.data.dataset import default_num_workers
+from padim_bottle.data.defects import AnomalySettings, add_anomaly
 from padim_bottle.data.images import read_image
 from padim_bottle.errors import UserError
-from padim_bottle.tune.anomalies import add_anomaly
-from padim_bottle.tune.settings import AnomalySettings
 
 _BATCH = 8
 

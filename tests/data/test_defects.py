@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from padim_bottle.data.defects import KINDS, AnomalySettings, add_anomaly
 from padim_bottle.data.synthetic import render_bottle
-from padim_bottle.tune.anomalies import add_anomaly
-from padim_bottle.tune.settings import KINDS, AnomalySettings
 
 PHOTO = render_bottle(np.random.default_rng(0), 200)[0]
 SETTINGS = AnomalySettings()

@@ -5,6 +5,7 @@ can hardly be seen, such as a warp of an even background, is drawn again elsewhe
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -12,10 +13,22 @@ import torch
 from anomalib.data.utils.generators import PerlinAnomalyGenerator
 from numpy.typing import NDArray
 
-from padim_bottle.tune.settings import AnomalySettings
-
 Picture = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
+
+KINDS = ("perlin", "patch", "missing", "warp", "scratch")
+
+
+@dataclass
+class AnomalySettings:
+    """What synthetic anomalies look like; lengths are shares of a photo's shorter side."""
+
+    seed: int = 0
+    kinds: list[str] = field(default_factory=lambda: list(KINDS))
+    size: list[float] = field(default_factory=lambda: [0.05, 0.3])
+    scratch_width: list[float] = field(default_factory=lambda: [0.004, 0.012])
+    strength: list[float] = field(default_factory=lambda: [0.3, 1.0])
+
 
 _ATTEMPTS = 30
 # Grey levels by which the pixels of an anomaly must differ from the photo's, on average.
