@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from padim_bottle.commands.command_line import run_verb
+from padim_bottle.data.defects import add_anomaly
 from padim_bottle.data.images import read_image
 from padim_bottle.data.synthetic import write_bottles
 from padim_bottle.experiment.cli import ExperimentCLI
