@@ -10,7 +10,8 @@ from padim_bottle.evaluation.metrics import evaluate
 from padim_bottle.evaluation.predictions import Predictions, Thresholds, predictions_table
 from padim_bottle.model.rule import Rule
 from padim_bottle.report.panels import HeatmapScale, draw_panels, write_strip
-from padim_bottle.runs.finished import DATA_FILE, save_data, strip_path
+from padim_bottle.runs.figure_data import DATA_FILE, save_data
+from padim_bottle.runs.folder import strip_path
 
 SIDE = 32
 TYPES = {"good": 8, "broken_large": 5, "contamination": 6}

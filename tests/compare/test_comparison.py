@@ -25,7 +25,8 @@ from padim_bottle.compare.statistics import (
 from padim_bottle.errors import UserError
 from padim_bottle.evaluation.metrics import evaluate
 from padim_bottle.evaluation.predictions import Predictions, Thresholds, predictions_table
-from padim_bottle.runs.table import defect_metrics, read_predictions, read_runs
+from padim_bottle.runs.run import Run
+from padim_bottle.runs.table import defect_metrics, read_runs
 
 REPOSITORY = Path(__file__).parents[2]
 GOOD = 8
@@ -247,17 +248,13 @@ class TestReading:
     @pytest.mark.parametrize(
         ("change", "says"),
         [
-            (lambda m: m.update(image_AUROC=m["image_AUROC"] - 1e-5), "image_AUROC is "),
-            (lambda m: m.update(image_AUROC=None), "image_AUROC is None"),
-            (lambda m: m.update(image_F1Score=0.5), "image_F1Score is 0.5"),
-            (lambda m: m["confusion_matrix"].update(false_positive=6), "confusion matrix"),
             (lambda m: m.update(seed=7), "of seed 7"),
             (lambda m: m.update(seed="1 "), "of seed 1"),
-            (lambda m: m.pop("image_AUROC"), "image_AUROC is None"),
-            (lambda m: m.pop("seconds"), "lacks 'seconds'"),
+            (lambda m: m.pop("seconds"), "lack 'seconds'"),
             (lambda m: m.update(pixel_AUPRO="0.95"), "pixel_AUPRO is '0.95', not a number"),
             (lambda m: m.update(pixel_AUPRO=float("nan")), "pixel_AUPRO is nan"),
-            (lambda m: m.update(data=None), "another layout"),
+            (lambda m: m.update(data=None), "files are broken"),
+            (lambda m: m["data"].update(test_images=17), "18 rows for 17 test images"),
             (lambda m: m["model"].update(n_features=50), "differs from other runs of the experiment in settings"),
             (lambda m: m["data"].update(fingerprint="00"), "in data_fingerprint"),
             (lambda m: m["weights"].update(source="random", sha256=None), "in random_weights, weights_sha256"),
@@ -274,9 +271,9 @@ class TestReading:
 
     def test_a_run_left_out_is_named_and_the_others_are_written(self, tmp_path, capsys):
         experiment = write_experiment(tmp_path / "a", {0: 0.98, 1: 0.1, 2: 0.99})
-        edit(experiment / "seed_1", lambda m: m.update(image_AUROC=0.5))
+        edit(experiment / "seed_1", lambda m: m.update(image_AUROC="high"))
         assert run_verb("compare", [str(experiment)]) == 1
-        assert "left out: a/seed_1: image_AUROC is 0.5 in metrics.json" in capsys.readouterr().err
+        assert "image_AUROC is 'high', not a number" in capsys.readouterr().err
         table = pd.read_csv(experiment / "summary.csv")
         assert list(table.loc[table["row"] == "run", "seed"]) == [0, 2]
         assert "Left out:** a/seed_1" in (experiment / "summary.md").read_text()
@@ -302,8 +299,7 @@ class TestReading:
     @pytest.mark.parametrize("threshold", [1.0, None])
     def test_a_defect_may_be_called_na(self, tmp_path, threshold):
         run = write_run(tmp_path / "a", 0, defects=("NA", "null"), threshold=threshold)
-        index = read_predictions(run).index
-        assert set(index.get_level_values("defect_type")) == {"good", "NA", "null"}
+        assert set(Run.read(run).predictions["defect_type"]) == {"good", "NA", "null"}
         runs = read_runs([tmp_path / "a"])
         assert not runs.problems
         text = report(runs)
@@ -431,7 +427,7 @@ class TestCommand:
 
     def test_errors_take_one_line(self, tmp_path, capsys):
         (tmp_path / "empty").mkdir()
-        broken = write_run(tmp_path / "broken", 0, image_AUROC=0.5).parent
+        broken = write_run(tmp_path / "broken", 0, image_AUROC="high").parent
         sound = write_run(tmp_path / "sound", 0).parent
         (tmp_path / "file").write_text("")
         for arguments in (

@@ -14,7 +14,8 @@ from padim_bottle.evaluation.metrics import METRICS, Metric, evaluate
 from padim_bottle.evaluation.predictions import Predictions, Thresholds
 from padim_bottle.report.run_report import write_report
 from padim_bottle.report.screen import print_summary
-from padim_bottle.runs.finished import save_data
+from padim_bottle.runs.figure_data import save_data
+from padim_bottle.runs.run import Run
 
 
 def balanced_accuracy(evidence):
@@ -54,7 +55,7 @@ def test_a_metric_that_is_named_once_is_shown_everywhere(tmp_path):
         assert f"<td>{recorded[0]['image_balanced']:.4f}</td>" in page
 
         console = Console(record=True, width=140)
-        print_summary(recorded[0], folders[0], console)
+        print_summary(Run.read(folders[0]), console)
         screen = console.export_text()
         assert "balanced" in screen
         assert f"{recorded[0]['image_balanced']:.4f}" in screen

@@ -7,8 +7,9 @@ import pytest
 from recorded_runs import add_training_photos, without_test_images, write_run
 
 from padim_bottle.compare.seeds_page import write_sweep_report
+from padim_bottle.report.reference_thresholds import reference_thresholds
 from padim_bottle.report.run_report import write_report
-from padim_bottle.runs.finished import read_recorded_run, reference_thresholds
+from padim_bottle.runs.run import Run
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +22,7 @@ COUNTS = ("true_negative", "false_positive", "false_negative", "true_positive")
 def run(tmp_path_factory):
     folder = write_run(tmp_path_factory.mktemp("results") / "an_experiment" / "seed_0", TYPES)
     write_report(folder)
-    return read_recorded_run(folder)
+    return Run.read(folder)
 
 
 @pytest.fixture
@@ -229,7 +230,7 @@ def test_runs_without_thresholds_defects_or_goods_have_a_slider_too(arguments, o
     monkeypatch.setattr("padim_bottle.report.gallery.FIGURES", {})  # for the sake of time
     folder = write_run(tmp_path / "seed_0", pictures=False, **arguments)
     write_report(folder)
-    run = read_recorded_run(folder)
+    run = Run.read(folder)
     page = open_page(folder)
     check_all(page, run)
     page.locator("#more").click()

@@ -15,20 +15,22 @@ from padim_bottle.evaluation.predictions import Predictions
 from padim_bottle.report import gallery as figures
 from padim_bottle.report.gallery import FIGURES, draw_figures, render, save_figures
 from padim_bottle.report.photo_figures import draw_side_by_side
+from padim_bottle.report.reference_thresholds import reference_thresholds
 from padim_bottle.report.score_figures import (
     draw_confusion_matrix,
     draw_precision_recall,
     draw_roc,
     draw_score_histogram,
 )
-from padim_bottle.runs.finished import read_recorded_run, reference_thresholds, save_data
+from padim_bottle.runs.figure_data import save_data
+from padim_bottle.runs.run import Run
 
 PICTURES = {"hardest_images", "began_with"}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return read_recorded_run(write_run(tmp_path_factory.mktemp("run") / "seed_0"))
+    return Run.read(write_run(tmp_path_factory.mktemp("run") / "seed_0"))
 
 
 def line(axes):
@@ -139,7 +141,7 @@ def test_the_hardest_images_and_the_first_cases_are_chosen_by_rule(run):
 
 
 def test_models_are_shown_side_by_side_on_what_is_hardest_for_any_of_them(run, tmp_path):
-    other = read_recorded_run(write_run(tmp_path / "seed_1", seed=1))
+    other = Run.read(write_run(tmp_path / "seed_1", seed=1))
     _, _, figure = draw_side_by_side({"one": run, "other": other}, count=2)
     texts = [text.get_text() for text in figure.axes[0].texts]
     rows = [texts[i : i + 2] for i in range(0, len(texts), 2)]
@@ -159,7 +161,7 @@ def test_models_are_shown_side_by_side_on_what_is_hardest_for_any_of_them(run, t
 
 
 def test_models_without_pictures_are_not_drawn_side_by_side(tmp_path):
-    bare = read_recorded_run(write_run(tmp_path / "seed_0", pictures=False))
+    bare = Run.read(write_run(tmp_path / "seed_0", pictures=False))
     assert draw_side_by_side({"one": bare, "other": bare}) is None
 
 
@@ -178,7 +180,7 @@ def test_models_without_pictures_are_not_drawn_side_by_side(tmp_path):
 def test_what_a_run_lacks_is_left_out_without_complaint(arguments, missing, tmp_path, caplog):
     folder = write_run(tmp_path / "seed_0", **arguments)
     caplog.clear()
-    drawn = draw_figures(read_recorded_run(folder))
+    drawn = draw_figures(Run.read(folder))
     assert {figure.name for figure in drawn} == set(FIGURES) - missing
     assert not caplog.records
     for figure in drawn:
@@ -193,12 +195,12 @@ def test_equal_scores_are_drawn(tmp_path):
     for row in rows:
         row[column] = "3.5"
     (folder / "predictions.csv").write_text("\n".join([table[0], *map(",".join, rows)]))
-    assert {"roc", "score_histogram"} <= {figure.name for figure in draw_figures(read_recorded_run(folder))}
+    assert {"roc", "score_histogram"} <= {figure.name for figure in draw_figures(Run.read(folder))}
 
 
 def test_names_that_mean_something_to_matplotlib_are_drawn_as_they_stand(tmp_path, caplog):
     names = {"good": 2, "$x^{": 1, "_hidden": 1, "a\nb\x07": 1, "<script>": 2}
-    run = read_recorded_run(write_run(tmp_path / "seed_0", names, data=False, pictures=False))
+    run = Run.read(write_run(tmp_path / "seed_0", names, data=False, pictures=False))
     caplog.clear()
     drawn = {figure.name: render(figure.figure, "svg") for figure in draw_figures(run)}
     assert not caplog.records

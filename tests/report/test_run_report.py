@@ -16,8 +16,10 @@ from padim_bottle.compare.seeds_page import write_sweep_report
 from padim_bottle.errors import UserError
 from padim_bottle.experiment.train import train
 from padim_bottle.model.rule import Rule, false_alarm_range
+from padim_bottle.report.reference_thresholds import reference_thresholds
 from padim_bottle.report.run_report import write_report
-from padim_bottle.runs.finished import DATA_FILE, read_recorded_run, reference_thresholds
+from padim_bottle.runs.figure_data import DATA_FILE
+from padim_bottle.runs.run import Run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NO_FIGURES = ("padim_bottle.report.gallery.FIGURES", {})  # for the sake of time
@@ -96,7 +98,7 @@ def test_a_report_loads_nothing(folder):
 
 
 def test_the_gallery_has_every_image_by_falling_score(folder):
-    page, table = Page(folder / "report.html"), read_recorded_run(folder).predictions
+    page, table = Page(folder / "report.html"), Run.read(folder).predictions
     assert [image["score"] for image in page.data["images"]] == sorted(table["score"], reverse=True)
     photographs = [a for t, a in page.tags if t == "img" and a["src"].startswith("data:image/jpeg") and "loading" in a]
     assert len(photographs) == len(table)
@@ -132,7 +134,7 @@ def test_alphas_mean_what_the_model_means_by_them():
 
 
 def test_thresholds_of_a_run(folder, caplog):
-    run = read_recorded_run(folder)
+    run = Run.read(folder)
     with caplog.at_level(logging.WARNING):
         found = {reference.name: reference for reference in reference_thresholds(run)[0]}
     assert not caplog.records
@@ -193,7 +195,7 @@ def test_a_run_without_test_images_has_a_report(tmp_path):
     assert "The 15 oddest of 30 training photos" in page.text and "Copies." not in page.text
     assert "029.png" in page.text and "part 29" not in page.text
     assert "There were no test images" in page.text
-    found = {reference.name: reference.value for reference in reference_thresholds(read_recorded_run(run))[0]}
+    found = {reference.name: reference.value for reference in reference_thresholds(Run.read(run))[0]}
     assert list(found) == ["alpha = 5 %", "alpha = 10 %"]
     assert all(f"{name}: {value:.3f}" in page.text for name, value in found.items())
     names = [a["id"] for t, a in page.tags if t == "figure"]
@@ -319,7 +321,7 @@ def test_a_trained_run_has_a_report_of_its_own_thresholds(tmp_path, monkeypatch)
     experiment = train(CONFIGS / "demo.yaml", SMALL, seed=1)
     folder = experiment.results_writer.folder
     assert (folder / "report.html").is_file()
-    run = read_recorded_run(folder)
+    run = Run.read(folder)
     own = next(reference for reference in reference_thresholds(run)[0] if reference.name == "alpha = 10 %")
     assert own.value == experiment.model.post_processor.image_threshold.item()
     scores = experiment.model.post_processor.calibration_scores.cpu().numpy()

@@ -7,7 +7,7 @@ import pandas as pd
 from padim_bottle.compare.markdown import display_names
 from padim_bottle.report.photo_figures import draw_side_by_side
 from padim_bottle.report.score_figures import Drawing
-from padim_bottle.runs.finished import read_recorded_run
+from padim_bottle.runs.run import Run
 
 # More do not fit on a page.
 _MODELS = 4
@@ -31,5 +31,5 @@ def draw_maps(table: pd.DataFrame) -> Drawing:
         return None
     names = display_names(table)
     return draw_side_by_side(
-        {names[row.experiment]: read_recorded_run(Path(row.folder)) for row in first.head(_MODELS).itertuples()}
+        {names[row.experiment]: Run.read(Path(row.folder)) for row in first.head(_MODELS).itertuples()}
     )

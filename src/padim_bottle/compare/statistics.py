@@ -11,7 +11,8 @@ import scipy  # its submodules are loaded when they are first used
 
 from padim_bottle.evaluation.differences import CONFIDENCE, paired_difference
 from padim_bottle.evaluation.metrics import headings, labels
-from padim_bottle.runs.table import COUNTS, RESOURCES, defect_metrics, read_predictions
+from padim_bottle.runs.run import Run
+from padim_bottle.runs.table import COUNTS, RESOURCES, defect_metrics
 
 RESAMPLES = 2000
 
@@ -128,7 +129,8 @@ def image_bootstrap(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for experiment, table in runs.groupby("experiment", sort=False):
         table = table.sort_values("seed")
-        predictions = [read_predictions(Path(folder)) for folder in table["folder"]]
+        runs_predictions = (Run.read(Path(folder)).predictions for folder in table["folder"])
+        predictions = [of_run.set_index(["defect_type", "image"]).sort_index() for of_run in runs_predictions]
         figures = [(f"seed {table['seed'].iloc[0]}", predictions[:1])]
         if len(predictions) > 1 and all(other.index.equals(predictions[0].index) for other in predictions):
             figures.append((f"mean of {len(predictions)} seeds", predictions))

@@ -1,6 +1,5 @@
 """Fitted models ready to predict, from whatever lies on disk: a checkpoint, or an ONNX or OpenVINO export."""
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from padim_bottle.files import sha256
 from padim_bottle.model.rule import Rule, raw_scores
 from padim_bottle.predict.card import CARD, MODEL_FILES, describe_padim, read_card
 from padim_bottle.predict.photo_resize import resize_photo
+from padim_bottle.runs import folder
 
 # From photos (B, 3, H, W), RGB float32 in [0, 1], to anomalib's outputs by name, and to raw_score where it is at hand.
 Run = Callable[[NDArray[np.float32]], dict[str, NDArray[Any]]]
@@ -165,10 +165,9 @@ def load_predictor(
 def read_metrics(run: Path) -> dict[str, Any] | None:
     """Return a run's ``metrics.json``, or None where there is none."""
     try:
-        metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return folder.read_metrics(run)
+    except UserError:
         return None
-    return metrics if isinstance(metrics, dict) else None
 
 
 def _load_checkpoint(

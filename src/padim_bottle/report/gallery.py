@@ -24,11 +24,11 @@ from padim_bottle.report.score_figures import (
     draw_roc,
     draw_score_histogram,
 )
-from padim_bottle.runs.finished import RecordedRun
+from padim_bottle.runs.run import Run
 
 logger = logging.getLogger(__name__)
 
-FIGURES: dict[str, Callable[[RecordedRun], Drawing]] = {
+FIGURES: dict[str, Callable[[Run], Drawing]] = {
     "roc": draw_roc,
     "precision_recall": draw_precision_recall,
     "score_histogram": draw_score_histogram,
@@ -52,7 +52,7 @@ class RunFigure(NamedTuple):
     figure: Figure
 
 
-def draw_figures(run: RecordedRun) -> list[RunFigure]:
+def draw_figures(run: Run) -> list[RunFigure]:
     """Draw every figure that a run has the data for; one that fails is left out with a warning."""
     figures = []
     for name, draw in FIGURES.items():

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from padim_bottle.evaluation.metrics import defect_labels, headings
 from padim_bottle.report.published import PUBLISHED
+from padim_bottle.runs.run import Run
 from padim_bottle.tables import Row, Table, figure
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -58,22 +59,19 @@ def comparison_table(own: Sequence[Row], comparable: bool, title: str = "Metrics
     return Table(["", "backbone, px", *headings().values()], rows, numbered, title, texts=2)
 
 
-def run_table(metrics: Mapping[str, Any], title: str = "Metrics") -> Table:
+def run_table(run: Run, title: str = "Metrics") -> Table:
     """Lay a run's headline figures out, above the published ones where these are of the same data.
 
     Args:
-        metrics: what ``metrics.json`` holds.
+        run: the run.
         title: of the table.
     """
-    data = metrics["data"]
-    real = not data["synthetic"] and metrics["weights"]["source"] != "random"
-    seed = "unseeded" if metrics["seed"] is None else f"seed {metrics['seed']}"
+    metrics = run.metrics
     setup = describe_setup(metrics["weights"]["name"], metrics["model"].get("image_size"))
     # A threshold that has seen the defects is no match for one that has not.
-    tuned = {} if metrics["calibration"] else headings(threshold="own")
+    tuned = {} if run.calibration else headings(threshold="own")
     cells = [None if name in tuned else figure(metrics.get(name)) for name in headings()]
-    own = Row([f"{metrics['experiment']}, {seed}", setup, *cells], own=True)
-    return comparison_table([own], real and (data["name"], data["category"]) == ("MVTec AD", "bottle"), title)
+    return comparison_table([Row([run.title, setup, *cells], own=True)], run.is_comparable, title)
 
 
 def defects_table(per_defect: Mapping[str, Any]) -> Table:

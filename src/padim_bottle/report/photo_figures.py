@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 
 from padim_bottle.report.panels import Picture, read_strip
 from padim_bottle.report.score_figures import Drawing, plain
-from padim_bottle.runs.finished import RecordedRun
+from padim_bottle.runs.run import Run
 
 _WIDTH = 8  # inches
 _PIXELS = 120  # an inch
 
 
-def draw_calibration_maps(run: RecordedRun) -> Drawing:
+def draw_calibration_maps(run: Run) -> Drawing:
     """Draw mean and spread of the leave-one-out maps of the training images."""
     mean, std = run.arrays.get("map_mean"), run.arrays.get("map_std")
     if mean is None or not mean.size:
@@ -45,7 +45,7 @@ def draw_calibration_maps(run: RecordedRun) -> Drawing:
     return "What good images look like to the model", caption, figure
 
 
-def draw_hardest_images(run: RecordedRun, count: int = 4) -> Drawing:
+def draw_hardest_images(run: Run, count: int = 4) -> Drawing:
     """Draw the lowest-scoring defective images and the highest-scoring good ones."""
     drawable = run.predictions[run.predictions["strip"].notna()]
     defective, good = drawable[drawable["label"]].head(count), drawable[~drawable["label"]][::-1].head(count)
@@ -65,7 +65,7 @@ def draw_hardest_images(run: RecordedRun, count: int = 4) -> Drawing:
     return "The hardest images", caption, figure
 
 
-def draw_side_by_side(runs: Mapping[str, RecordedRun], count: int = 3) -> Drawing:
+def draw_side_by_side(runs: Mapping[str, Run], count: int = 3) -> Drawing:
     """Draw the maps of several models on the same test images: the hardest defects and the hardest good images.
 
     An image is as hard as its lowest rank with any of the models; scores of different models have no common scale.
@@ -101,7 +101,7 @@ def draw_side_by_side(runs: Mapping[str, RecordedRun], count: int = 3) -> Drawin
     return "The same images, model by model", caption, _mosaic(tiles, texts)
 
 
-def draw_began_with(run: RecordedRun) -> Drawing:
+def draw_began_with(run: Run) -> Drawing:
     """Draw a found 'broken_large' and a found 'contamination': of each type the image with the median score."""
     drawable = run.predictions[run.predictions["strip"].notna()]
     types = [drawable[drawable["defect_type"] == defect] for defect in ("broken_large", "contamination")]
@@ -129,7 +129,7 @@ def draw_began_with(run: RecordedRun) -> Drawing:
     return "A large break, and contamination among reflections", caption, figure
 
 
-def _describe(run: RecordedRun, case: Any) -> str:
+def _describe(run: Run, case: Any) -> str:
     """Two lines below a picture: which image, and what the model said."""
     text = f"{plain(case.defect_type)}/{plain(case.image)}\nscore {case.score:.2f}"
     if not np.isnan(case.p_value):
@@ -141,7 +141,7 @@ def _describe(run: RecordedRun, case: Any) -> str:
     return text
 
 
-def _panels(run: RecordedRun, strip: Path) -> list[Picture]:
+def _panels(run: Run, strip: Path) -> list[Picture]:
     """Return photograph, anomaly map and decision."""
     return np.hsplit(np.asarray(read_strip(run.folder / strip)), 3)
 

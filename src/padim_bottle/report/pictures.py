@@ -13,8 +13,7 @@ from lightning import LightningModule
 from padim_bottle.evaluation.predictions import Thresholds
 from padim_bottle.model.anomaly_map import unnormalised
 from padim_bottle.report.panels import HeatmapScale, draw_panels, lay_out, write_png, write_strip
-from padim_bottle.runs.finished import strip_path
-from padim_bottle.runs.folder import picture_path
+from padim_bottle.runs.folder import picture_path, strip_path
 
 
 class Pictures:

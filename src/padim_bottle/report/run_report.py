@@ -26,14 +26,9 @@ from padim_bottle.report.html import (
     run_table,
 )
 from padim_bottle.report.panels import encode_jpeg, read_strip
+from padim_bottle.report.reference_thresholds import Reference, reference_thresholds, spell_alpha
 from padim_bottle.report.score_figures import is_skewed
-from padim_bottle.runs.finished import (
-    RecordedRun,
-    Reference,
-    read_recorded_run,
-    reference_thresholds,
-    spell_alpha,
-)
+from padim_bottle.runs.run import Run
 
 GALLERY_NOTE = "Every test image by its score, with its verdict at the threshold set above."
 PICTURES_NOTE = (
@@ -56,7 +51,9 @@ def write_report(folder: Path) -> Path:
     Raises:
         UserError: there is no finished run, its files are broken, or nothing can be written.
     """
-    run = read_recorded_run(folder)
+    run = Run.read(folder)
+    # What is broken shows here, before anything is drawn.
+    run.training, run.arrays  # noqa: B018
     # By falling scores.
     images = run.predictions[::-1].reset_index(drop=True)
     images["title"] = images["defect_type"] + "/" + images["image"]
@@ -72,20 +69,19 @@ def write_report(folder: Path) -> Path:
 # --- Parts of a run's report ---
 
 
-def _page(run: RecordedRun, images: pd.DataFrame, figures: Sequence[RunFigure], cards: Sequence[dict[str, Any]]) -> str:
+def _page(run: Run, images: pd.DataFrame, figures: Sequence[RunFigure], cards: Sequence[dict[str, Any]]) -> str:
     metrics = run.metrics
     data, weights = metrics["data"], metrics["weights"]
     references, reasons = reference_thresholds(run)
     chart = _chart(run, references) if len(images) else None
-    seed = "unseeded" if metrics["seed"] is None else f"seed {metrics['seed']}"
     types = images["defect_type"].value_counts().sort_index()
     return render_page(
         "report.html.j2",
         script=read_template("report.js") if len(images) else "",
-        title=f"{metrics['experiment']}, {seed}",
+        title=run.title,
         experiment=metrics["experiment"],
-        seed=seed,
-        warnings=demonstration_warnings(data["synthetic"], weights["source"] == "random"),
+        seed=run.title.rpartition(", ")[2],
+        warnings=demonstration_warnings(run.is_synthetic, run.is_random),
         facts=[
             {
                 "name": "data",
@@ -95,7 +91,7 @@ def _page(run: RecordedRun, images: pd.DataFrame, figures: Sequence[RunFigure], 
             {"name": "backbone", "value": f"{weights['name']}, {_origin(weights['source'])}"},
             {"name": "threshold", "value": metrics["thresholds"]["source"]},
         ],
-        metrics=run_table(metrics) if len(images) else None,
+        metrics=run_table(run) if len(images) else None,
         metrics_note=METRICS_NOTE,
         defects=defects_table(metrics["per_defect"]),
         figures=[
@@ -136,13 +132,13 @@ def _page(run: RecordedRun, images: pd.DataFrame, figures: Sequence[RunFigure], 
     )
 
 
-def _first_threshold(run: RecordedRun, references: Sequence[Reference]) -> float:
+def _first_threshold(run: Run, references: Sequence[Reference]) -> float:
     if run.threshold is not None:
         return run.threshold
     return references[0].value if references else float(run.predictions["score"].median())
 
 
-def _chart(run: RecordedRun, references: Sequence[Reference]) -> dict[str, Any]:
+def _chart(run: Run, references: Sequence[Reference]) -> dict[str, Any]:
     """Place scores and thresholds on the slider: in its own units, and in per cent of its width."""
     table = run.predictions
     values = [*table["score"], *(reference.value for reference in references)]
@@ -178,7 +174,7 @@ def _chart(run: RecordedRun, references: Sequence[Reference]) -> dict[str, Any]:
     }
 
 
-def _training(run: RecordedRun) -> dict[str, Any] | None:
+def _training(run: Run) -> dict[str, Any] | None:
     """Return the oddest training photos, and those that are copies of others."""
     copies = [f"{Path(a).name} and {Path(b).name} ({kind})" for a, b, kind in run.calibration.get("copies", [])]
     if run.training.empty and not copies:
@@ -198,7 +194,7 @@ def _training(run: RecordedRun) -> dict[str, Any] | None:
     }
 
 
-def _alpha_note(run: RecordedRun) -> str | None:
+def _alpha_note(run: Run) -> str | None:
     """Say what alpha means, and how far one training set's false-alarm rate may lie from it."""
     count = len(run.calibration_scores)
     if not count:
@@ -216,7 +212,7 @@ def _alpha_note(run: RecordedRun) -> str | None:
     )
 
 
-def _cards(run: RecordedRun, images: pd.DataFrame) -> list[dict[str, Any]]:
+def _cards(run: Run, images: pd.DataFrame) -> list[dict[str, Any]]:
     # Many pictures are made smaller, so that the page stays within a few megabytes.
     share = min(1.0, math.sqrt(_MANY / max(1, len(images))))
     return [

@@ -16,7 +16,8 @@ from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from padim_bottle.evaluation.curves import FPR_LIMIT
 from padim_bottle.evaluation.predictions import ALL_DEFECTS, GOOD
-from padim_bottle.runs.finished import RecordedRun, Reference, reference_thresholds
+from padim_bottle.report.reference_thresholds import Reference, reference_thresholds
+from padim_bottle.runs.run import Run
 
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
@@ -49,7 +50,7 @@ def is_skewed(scores: Sequence[float] | np.ndarray) -> bool:
 # --- Curves ---
 
 
-def draw_roc(run: RecordedRun) -> Drawing:
+def draw_roc(run: Run) -> Drawing:
     """Draw the ROC curve of the images, whole and its corner, with the thresholds on it."""
     curve = run.curve()
     if curve is None:
@@ -76,7 +77,7 @@ def draw_roc(run: RecordedRun) -> Drawing:
     return "ROC of the images", caption, figure
 
 
-def draw_precision_recall(run: RecordedRun) -> Drawing:
+def draw_precision_recall(run: Run) -> Drawing:
     """Draw precision against recall of the images, whole and its corner, with the thresholds on it."""
     curve = run.curve()
     if curve is None:
@@ -105,7 +106,7 @@ def draw_precision_recall(run: RecordedRun) -> Drawing:
     return "Precision and recall of the images", caption, figure
 
 
-def draw_pro_curve(run: RecordedRun) -> Drawing:
+def draw_pro_curve(run: Run) -> Drawing:
     """Draw the per-region overlap of all defects and of each type over the false positive rate of the pixels."""
     names = [str(name) for name in run.arrays.get("pro_names", [])]
     if not names:
@@ -141,7 +142,7 @@ def draw_pro_curve(run: RecordedRun) -> Drawing:
 # --- Scores and counts ---
 
 
-def draw_score_histogram(run: RecordedRun) -> Drawing:
+def draw_score_histogram(run: Run) -> Drawing:
     """Draw a histogram of each defect type, of good images and, below, of the training images left out in turn."""
     table = run.predictions
     counts = table["defect_type"].value_counts()
@@ -203,7 +204,7 @@ def draw_score_histogram(run: RecordedRun) -> Drawing:
     return "Scores of the images", caption, figure
 
 
-def draw_confusion_matrix(run: RecordedRun) -> Drawing:
+def draw_confusion_matrix(run: Run) -> Drawing:
     """Draw the confusion matrix at the run's own threshold, and the same for every defect type."""
     table = run.predictions
     if run.threshold is None or table.empty:
@@ -262,7 +263,7 @@ def _tidy(axes: Axes, grid: Literal["x", "both"] = "x") -> None:
 
 
 def _mark_thresholds(
-    figure: Figure, panels: Sequence[Axes], run: RecordedRun, place: Callable[[dict[str, int]], tuple[float, float]]
+    figure: Figure, panels: Sequence[Axes], run: Run, place: Callable[[dict[str, int]], tuple[float, float]]
 ) -> None:
     """Mark each threshold at its place on the curve; markers grow, so that those on one spot can be told apart."""
     references = reference_thresholds(run)[0]

@@ -1,12 +1,12 @@
 """The table that a finished run prints."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from padim_bottle.report.html import METRICS_NOTE, defects_table, run_table
+from padim_bottle.runs.run import Run
 from padim_bottle.tables import DASH, figure
 
 _FILES = (
@@ -15,26 +15,25 @@ _FILES = (
 )  # fmt: skip
 
 
-def print_summary(metrics: dict[str, Any], folder: Path, console: Console | None = None) -> None:
+def print_summary(run: Run, console: Console | None = None) -> None:
     """Print a run's figures, those of each defect type, the published ones, and the paths to look at.
 
     Args:
-        metrics: what ``metrics.json`` holds.
-        folder: the run's folder.
+        run: the run.
         console: where to print; standard output if not given.
     """
     # Wide enough for the table even where output goes to a file or a CI log.
     console = console or Console(width=max(116, Console().width))
-    data = metrics["data"]
+    metrics, data = run.metrics, run.metrics["data"]
     console.print()
     sentences = []
-    if data["synthetic"] or metrics["weights"]["source"] == "random":
+    if not run.is_real:
         sentences.append(
             "Demonstration: synthetic bottles or random weights. These figures say nothing about MVTec AD."
         )
     if data["test_images"]:
         title = f"{data['name']} '{data['category']}', {data['test_images']} test images"
-        table = run_table(metrics, title)
+        table = run_table(run, title)
         console.print(replace(table, notes=[METRICS_NOTE, *table.notes]).screen())
     else:
         sentences.append(_calibration_sentence(metrics))
@@ -46,8 +45,8 @@ def print_summary(metrics: dict[str, Any], folder: Path, console: Console | None
     if metrics["per_defect"]:
         console.print(defects_table(metrics["per_defect"]).screen())
     for name in _FILES:
-        if (folder / name).exists():
-            console.print(f"  {folder / name}", markup=False, highlight=False)
+        if (run.folder / name).exists():
+            console.print(f"  {run.folder / name}", markup=False, highlight=False)
 
 
 def _calibration_sentence(metrics: dict[str, Any]) -> str:

@@ -6,11 +6,15 @@ place, provided that both say the same. So nothing that differs is ever lost, an
 
 import contextlib
 import itertools
+import json
 import logging
 import os
 import shutil
 import socket
 from pathlib import Path
+from typing import Any
+
+from padim_bottle.errors import UserError, in_a_line
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +93,28 @@ def picture_path(image: Path, taken: set[Path]) -> Path:
     path = next(path for name in names if (path := folder / f"{name}.png") not in taken)
     taken.add(path)
     return path
+
+
+def strip_path(picture: Path) -> Path:
+    """Return where a run keeps the panels of a picture, as a strip, for its figures and its report."""
+    return Path("figures", "panels", picture.parent.name, f"{picture.stem}.jpg")
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Return what a run's ``metrics.json`` holds.
+
+    Raises:
+        UserError: there is none, or it is broken.
+    """
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: there is no finished run: metrics.json is missing.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: metrics.json is broken: {in_a_line(error)}.") from error
+    if not isinstance(metrics, dict):
+        raise UserError(f"{folder}: metrics.json is broken: it holds no table.")
+    return metrics
 
 
 def _hidden_prefix(folder: Path) -> str:

@@ -1,8 +1,6 @@
 """What the record of a run says about its model: seed, weights, thresholds, calibration."""
 
 import os
-import sys
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from lightning import LightningModule
 from padim_bottle.evaluation.predictions import Thresholds
 from padim_bottle.model.backbone import LOCAL_PREFIX, Weights, locate_weights
 from padim_bottle.model.rule import false_alarm_range
+from padim_bottle.runs.identity import public_name
 
 
 def run_seed(pl_module: LightningModule) -> int | None:
@@ -64,13 +63,6 @@ def describe_model(pl_module: LightningModule) -> dict[str, Any]:
         # Where the weights lie on this machine is no property of the model; their hash is recorded.
         arguments["backbone"] = Path(backbone.removeprefix(LOCAL_PREFIX)).name
     return {"class": public_name(type(pl_module)), **arguments}
-
-
-def public_name(named: type) -> str:
-    """Return a class's path as a YAML would name it: the shortest one, whichever module the class is written in."""
-    packages = accumulate(named.__module__.split("."), "{}.{}".format)
-    public = (package for package in packages if getattr(sys.modules[package], named.__qualname__, None) is named)
-    return f"{next(public, named.__module__)}.{named.__qualname__}"
 
 
 def describe_weights(pl_module: LightningModule) -> dict[str, Any]:

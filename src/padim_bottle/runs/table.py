@@ -1,7 +1,5 @@
 """Finished runs as a table, one row a run."""
 
-import hashlib
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from padim_bottle.errors import UserError, in_a_line
-from padim_bottle.evaluation.curves import trace_curve
+from padim_bottle.errors import UserError
 from padim_bottle.evaluation.metrics import defect_labels, labels
-from padim_bottle.evaluation.predictions import confusion_matrix
+from padim_bottle.runs.identity import settings_digests
+from padim_bottle.runs.run import Run, named
 
 RESOURCES = {
     "seconds_total": "whole run, s",
@@ -38,24 +36,6 @@ IDENTITY = (
     "settings",
 )
 
-# Classes of the first records, which named the module instead of what a YAML names.
-RENAMED = {
-    "padim_bottle.model.Padim": "padim_bottle.Padim",
-    "anomalib.models.image.padim.lightning_model.Padim": "anomalib.models.Padim",
-}
-# Arguments of Padim that the first records do not have yet, each with the value that changes nothing.
-ADDED = {
-    "grids": None,
-    "support": 1.0,
-    "sigma": 4.0,
-    "guided": None,
-    "group": None,
-    "copies": "warn",
-    "confidence": None,
-}
-
-TOLERANCE = 1e-6
-
 
 class FinishedRuns(NamedTuple):
     """Runs as a table, one row a run; what is wrong with runs that were left out; what was passed over."""
@@ -66,10 +46,10 @@ class FinishedRuns(NamedTuple):
 
 
 def read_runs(folders: Sequence[str | Path]) -> FinishedRuns:
-    """Read every finished run of some experiments and check that it is what its experiment wrote.
+    """Read every finished run of some experiments.
 
-    A run is left out, and named among the problems, where its files contradict each other or where data, weights or
-    settings differ from those of most runs of its experiment.
+    A run is left out, and named among the problems, where its files are broken or where data, weights or settings
+    differ from those of most runs of its experiment.
 
     Args:
         folders: experiments' folders, ``<results>/<experiment>``.
@@ -89,7 +69,8 @@ def read_runs(folders: Sequence[str | Path]) -> FinishedRuns:
                 "as scripts/train.py writes them."
             )
         read = [_read_or_report(run, problems) for run in finished]
-        rows += _alike([{"experiment": experiment, **row} for row in read if row is not None], problems)
+        alike = _alike([found for found in read if found is not None], problems)
+        rows += [{"experiment": experiment, **row} for row in alike]
     if not rows:
         raise UserError(f"There is no usable run. {'; '.join(problems)}.")
     table = pd.DataFrame(rows)
@@ -132,49 +113,45 @@ def _find_runs(folder: Path) -> tuple[list[Path], list[str]]:
     return sorted(finished, key=lambda run: int(run.name.removeprefix("seed_"))), notes
 
 
-def _read_or_report(folder: Path, problems: list[str]) -> dict[str, Any] | None:
+def _read_or_report(folder: Path, problems: list[str]) -> tuple[Run, dict[str, Any]] | None:
     try:
-        return _read_run(folder)
-    except KeyError as error:
-        problems.append(f"{_title(folder)}: metrics.json or predictions.csv lacks {error}")
-    except (TypeError, AttributeError) as error:
-        problems.append(f"{_title(folder)}: metrics.json or predictions.csv has another layout ({error})")
-    except (OSError, ValueError) as error:
-        problems.append(f"{_title(folder)}: {in_a_line(error)}")
+        run = Run.read(folder)
+        with named(folder):
+            return run, _row(run)
+    except UserError as error:
+        problems.append(str(error).replace(str(folder), _title(folder)).rstrip("."))
     return None
 
 
-def _read_run(folder: Path) -> dict[str, Any]:
-    try:
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"metrics.json is no JSON: {error}") from error
-    if folder.name != f"seed_{metrics['seed']}":
+def _row(run: Run) -> dict[str, Any]:
+    metrics = run.metrics
+    if run.folder.name != f"seed_{metrics['seed']}":
         raise ValueError(f"metrics.json is of seed {metrics['seed']}")
     data, weights, thresholds, counts = (
         metrics[name] for name in ("data", "weights", "thresholds", "confusion_matrix")
     )
-    _check_predictions(folder, metrics)
+    if len(run.predictions) != data["test_images"]:
+        raise ValueError(f"predictions.csv has {len(run.predictions)} rows for {data['test_images']} test images")
     row = {
-        "folder": str(folder),
+        "folder": str(run.folder),
         "seed": metrics["seed"],
         "data": data["name"],
         "category": data["category"],
         "data_fingerprint": _short(data["fingerprint"]),
-        "synthetic": bool(data["synthetic"]),
+        "synthetic": run.is_synthetic,
         "train_images": data["train_images"],
         "test_images": data["test_images"],
         "weights": weights["name"],
-        "random_weights": weights["source"] == "random",
+        "random_weights": run.is_random,
         "weights_sha256": _short(weights["sha256"]),
         "image_size": "x".join(map(str, metrics["model"].get("image_size") or ())),
-        "settings": _short(settings_digest(metrics["model"])),
+        "settings": "",  # see _alike
         **{name: _number(metrics.get(name), name) for name in labels()},
         **{name: None if counts is None else counts[name] for name in COUNTS},
         "image_threshold": _number(thresholds["image"], "the image threshold"),
         "pixel_threshold": _number(thresholds["pixel"], "the pixel threshold"),
         "threshold_source": str(thresholds["source"]),
-        "alpha": _number((metrics["calibration"] or {}).get("alpha"), "alpha"),
+        "alpha": _number(run.calibration.get("alpha"), "alpha"),
         **{f"seconds_{phase}": metrics["seconds"].get(phase) for phase in ("total", "train", "test")},
         "peak_memory_bytes": metrics["peak_memory_bytes"]["process"],
         "peak_worker_memory_bytes": metrics["peak_memory_bytes"]["largest_worker"],
@@ -194,55 +171,14 @@ def _read_run(folder: Path) -> dict[str, Any]:
     return row
 
 
-def settings_digest(model: dict[str, Any]) -> str:
-    """Return a SHA-256 of a model's class and arguments but its seed, the same for records of any version.
-
-    Args:
-        model: what ``metrics.json`` says of the model.
-    """
-    settings = {**model, "class": RENAMED.get(model["class"], model["class"])}
-    settings = {name: value for name, value in settings.items() if name not in ADDED or value != ADDED[name]}
-    settings.pop("seed", None)
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
-def _check_predictions(folder: Path, metrics: dict[str, Any]) -> None:
-    """Raise ValueError where predictions.csv and metrics.json are not of one and the same run."""
-    predictions = read_predictions(folder)
-    labels, scores = predictions["label"].to_numpy(bool), predictions["score"].to_numpy(float)
-    curve = trace_curve([np.sort(scores[~labels])], scores[labels])
-    recomputed = {"image_AUROC": None if curve is None else curve.auroc}
-    recorded = metrics["confusion_matrix"]
-    if recorded is not None:
-        counts = confusion_matrix(predictions["predicted_label"].to_numpy(bool), labels)
-        if counts != recorded:
-            raise ValueError(f"the confusion matrix is {recorded} in metrics.json, {counts} by predictions.csv")
-        hits, errors = 2 * counts["true_positive"], counts["false_positive"] + counts["false_negative"]
-        recomputed["image_F1Score"] = hits / (hits + errors) if labels.any() else None
-    for name, value in recomputed.items():
-        recorded = _number(metrics.get(name), name)
-        if recorded != value and (recorded is None or value is None or abs(value - recorded) > TOLERANCE):
-            raise ValueError(f"{name} is {recorded} in metrics.json, {value} by predictions.csv")
-
-
-def read_predictions(folder: Path) -> pd.DataFrame:
-    """Return label, score and predicted_label of a run's test images, indexed and ordered by type and file name."""
-    # A defect may be called 'NA': only an empty cell is a missing value, and only where there may be one.
-    table = pd.read_csv(
-        folder / "predictions.csv", keep_default_na=False, na_values={"predicted_label": [""], "threshold": [""]}
-    )
-    table["image"] = [re.split(r"[/\\]", str(path))[-1] for path in table["image_path"]]
-    table = table.set_index(["defect_type", "image"]).sort_index()[["label", "score", "predicted_label"]]
-    if table["label"].dtype != bool or not np.isfinite(table["score"].to_numpy(float)).all():
-        raise ValueError("predictions.csv has labels that are not True or False, or scores that are not finite")
-    return table
-
-
-def _alike(rows: list[dict[str, Any]], problems: list[str]) -> list[dict[str, Any]]:
+def _alike(read: list[tuple[Run, dict[str, Any]]], problems: list[str]) -> list[dict[str, Any]]:
     """Return the runs that agree with most of their experiment; report the others: a mean over both says nothing."""
-    identities = [tuple(row[name] for name in IDENTITY) for row in rows]
-    if not rows:
+    if not read:
         return []
+    for (_, row), digest in zip(read, settings_digests([run.metrics["model"] for run, _ in read]), strict=True):
+        row["settings"] = _short(digest)
+    rows = [row for _, row in read]
+    identities = [tuple(row[name] for name in IDENTITY) for row in rows]
     usual = max(identities, key=identities.count)
     kept = []
     for row, identity in zip(rows, identities, strict=True):

@@ -28,7 +28,7 @@ from padim_bottle.files import sha256, write_whole
 from padim_bottle.report.pictures import Pictures, to_pictures
 from padim_bottle.report.screen import print_summary
 from padim_bottle.runs import environment
-from padim_bottle.runs.finished import DATA_FILE, save_data
+from padim_bottle.runs.figure_data import DATA_FILE, save_data
 from padim_bottle.runs.folder import partial_folder, publish, remove_abandoned
 from padim_bottle.runs.loggers import log_results
 from padim_bottle.runs.record import (
@@ -38,6 +38,7 @@ from padim_bottle.runs.record import (
     run_seed,
     run_thresholds,
 )
+from padim_bottle.runs.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -248,7 +249,7 @@ class ResultsWriter(Callback):
         if stage == "test" and self.metrics is not None and not self.quiet:
             if trainer.progress_bar_callback is not None:
                 trainer.progress_bar_callback.teardown(trainer, pl_module, stage)
-            print_summary(self.metrics, self.folder)
+            print_summary(Run(self.folder, self.metrics))
         if stage == "test":
             self._data = None
 

@@ -1,7 +1,6 @@
 """What a sweep's runs are, and which of them are done. Heavy imports are inside the functions."""
 
 import itertools
-import json
 import math
 import re
 from collections import Counter
@@ -138,7 +137,7 @@ def finished(runs: Sequence[Run]) -> set[Run]:
     """
     from padim_bottle.experiment.cli import ExperimentCLI
     from padim_bottle.runs.environment import code_digest
-    from padim_bottle.runs.folder import RUN_FILES
+    from padim_bottle.runs.folder import RUN_FILES, read_metrics
 
     fingerprints: dict[tuple[Path, tuple[str, ...]], str | None] = {}
     done = set()
@@ -146,10 +145,10 @@ def finished(runs: Sequence[Run]) -> set[Run]:
         if not all((run.folder / name).is_file() for name in RUN_FILES):
             continue
         try:
-            metrics = json.loads((run.folder / "metrics.json").read_text())
+            metrics = read_metrics(run.folder)
             recorded = (metrics["config_sha256"], metrics.get("code_sha256"))
             fingerprint = metrics["data"]["fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (UserError, KeyError, TypeError) as error:
             raise UserError(f"{run.folder}: metrics.json was changed by hand or is broken: move it away.") from error
         if sha256(run.folder / "config.yaml") != recorded[0]:
             raise UserError(f"{run.folder}: config.yaml is not that of metrics.json: it was changed, move it away.")
