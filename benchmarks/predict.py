@@ -76,7 +76,7 @@ def load_anomalib(run: Path) -> Callable[["NDArray[np.uint8]"], Any]:
         network.backbone, list(network.layers), pre_trained=False, n_features=len(network.idx),
         pre_processor=Padim.configure_pre_processor(ours.input_size), evaluator=False, visualizer=False,
     )  # fmt: skip
-    model.model.load_state_dict(network.anomalib_state_dict(), strict=False)
+    model.model.load_state_dict(anomalib_state_dict(network), strict=False)
     # Thresholds, so that it normalises and judges; their values cost nothing.
     for name in ("image", "pixel"):
         getattr(model.post_processor, f"_{name}_threshold").fill_(10.0)
@@ -91,6 +91,15 @@ def load_anomalib(run: Path) -> Callable[["NDArray[np.uint8]"], Any]:
             return [value.cpu().numpy() for value in outputs if value is not None]
 
     return predict
+
+
+def anomalib_state_dict(network: Any) -> dict[str, Any]:
+    """Return the state dict of anomalib's ``PadimModel`` with a one-grid network's channels, means and covariances."""
+    state = {f"feature_extractor.{k}": v for k, v in network.feature_extractor.state_dict().items()}
+    state["idx"] = network.idx
+    state["gaussian.mean"] = network.gaussian.mean.T.contiguous()
+    state["gaussian.inv_covariance"] = network.gaussian.inv_covariance
+    return state
 
 
 def export_copies(run: Path, folder: Path) -> None:

@@ -9,8 +9,8 @@ import psutil
 import pytest
 import torch
 from contender import Contender
-from fit import ANOMALIB, OURS, fit, new_model, random_features
-from predict import cell
+from fit import ANOMALIB, IMAGE_SIZE, OURS, fit, new_model, random_features
+from predict import anomalib_state_dict, cell
 from process import run_measured
 from record import print_rows, ratio, spread
 from train import measure_pairs
@@ -101,6 +101,21 @@ def test_both_fits_that_are_timed_give_the_same_gaussians():
     torch.testing.assert_close(
         ours.gaussian.inv_covariance / scale, theirs.gaussian.inv_covariance / scale, rtol=0, atol=1e-4
     )
+
+
+def test_ours_can_be_written_in_anomalibs_layout():
+    ours, theirs = new_model(OURS), new_model(ANOMALIB)
+    features = random_features(3)
+    small = [{name: batch[:, :, : batch.shape[2] // 8] for name, batch in given.items()} for given in features]
+    fit(ours, 40, small)
+    theirs.load_state_dict(anomalib_state_dict(ours), strict=False)
+    images = torch.empty(4, 3, IMAGE_SIZE // 8, IMAGE_SIZE)
+    maps = []
+    for model in (ours, theirs):
+        model.feature_extractor.given = {name: batch[:4] for name, batch in small[0].items()}
+        with torch.no_grad():
+            maps.append(model.eval()(images).anomaly_map)
+    torch.testing.assert_close(maps[0], maps[1], rtol=0, atol=1e-3)
 
 
 def test_cells_are_medians_and_the_ratio_is_theirs():

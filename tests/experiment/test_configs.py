@@ -32,7 +32,7 @@ def error_of(arguments, capsys):
     [
         (["--model.init_args.n_featurs", "3"], ["n_featurs", "not accepted"]),
         (["--model.init_args.n_features", "many"], ["n_features", "int", "'many'"]),
-        (["--model.init_args.neighborhood", "2"], ["neighborhood", "Literal[1, 3, 5]", "2"]),
+        (["--model.init_args.copies", "keep"], ["copies", "warn", "keep"]),
         (["--model.init_args.backbone", "resnet_18"], ["backbone", "no model 'resnet_18'"]),
         (["--model.init_args.layers", "[layer9]"], ["layers", "no layer9", "layer3 (256 channels)"]),
         (["--model.init_args.alpha", "7"], ["alpha", "7.0 is not between 0 and 1"]),

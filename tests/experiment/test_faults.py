@@ -21,7 +21,7 @@ import yaml
 from padim_bottle.commands.command_line import run_verb
 from padim_bottle.errors import UserError, explain_failure
 from padim_bottle.experiment.train import train
-from padim_bottle.model.embedding_bank import EmbeddingBank
+from padim_bottle.model.store import PhotoStore
 
 resource = pytest.importorskip("resource")
 pytestmark = [
@@ -165,10 +165,10 @@ def test_temporary_files_have_no_room(monkeypatch, tmp_path):
     import torch
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    bank = EmbeddingBank()
-    with file_size_limit(1000), pytest.raises(UserError, match=f"training embeddings in {tmp_path}.*0.0 MB.*TMPDIR"):
+    store = PhotoStore()
+    with file_size_limit(1000), pytest.raises(UserError, match=f"the features in {tmp_path}.*0.0 MB.*TMPDIR"):
         for _ in range(3):
-            bank.append(torch.zeros(1, 10, 10))
+            store.append(torch.zeros(1, 10, 10))
     assert not list(tmp_path.iterdir())
 
 

@@ -125,8 +125,8 @@ def test_leave_one_out_maps_are_guided_by_their_own_photos(bottles, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"reduction": "orthogonal", "n_features": 50, "guided": 2},
-        {"neighborhood": 3, "support": math.inf},
+        {"n_features": 50, "guided": 2},
+        {"support": math.inf},
         {"grids": [["layer2", "layer3"]], "n_features": 30},
         {"grids": [["layer1"], ["layer2"], ["layer1", "layer3"]], "image_size": (48, 80)},
     ],
@@ -142,12 +142,11 @@ def test_every_option_trains_and_restores(bottles, tmp_path, options):
         assert torch.equal(restored.eval()(images).pred_score, model.eval().cpu()(images).pred_score)
 
 
-def test_without_a_projection_nothing_is_random(trained):
+def test_where_all_channels_are_kept_nothing_is_random(trained):
     assert not trained[0].model.is_random
     assert two_grids(n_features=100).model.is_random
     assert small_padim().model.is_random
     assert not small_padim(n_features=448).model.is_random
-    assert small_padim(n_features=448, reduction="orthogonal").model.is_random
 
 
 @pytest.mark.parametrize(
@@ -168,25 +167,6 @@ def test_without_a_projection_nothing_is_random(trained):
 def test_impossible_grids_are_refused(options, words):
     with pytest.raises(UserError, match=words):
         two_grids(**options)
-
-
-def test_a_checkpoint_of_version_0_1_loads(bottles, tmp_path):
-    """It had one grid without a number."""
-    model = small_padim(seed=1)
-    run(model, bottles, tmp_path)
-    state = {
-        key.replace("grids.0.embedding.", "").replace("grids.0.", ""): value
-        for key, value in model.model.state_dict().items()
-        if "likeness" not in key and "typical" not in key and not (key.endswith("projection") and not value.numel())
-    }
-    assert {"idx", "gaussian.mean"} <= state.keys()
-    restored = small_padim(seed=2)
-    restored.model.load_state_dict(state)
-    images = torch.rand(1, 3, *SIZE)
-    with torch.no_grad():
-        expected, actual = model.model.eval().cpu()(images), restored.model.eval()(images)
-    assert torch.equal(actual.anomaly_map, expected.anomaly_map)
-    assert torch.equal(actual.pred_score, expected.pred_score)
 
 
 @pytest.mark.parametrize("grids", [None, GRIDS])

@@ -376,11 +376,32 @@ def test_features_that_do_not_fit_the_batches_are_an_error(workplace):
     import torch
 
     experiment = build(Path("small.yaml"), seed=0, quiet=True)
-    with FeatureCache() as cache:
-        cache.attach(experiment)
-        extractor = experiment.model.model.feature_extractor
-        extractor(torch.zeros(2, 3, 64, 64))
-        cache.complete()
-        assert cache.attach(experiment) == 0
+    cache, network = FeatureCache(), experiment.model.model
+    with cache.shared(experiment) as seed:
+        assert seed is None
+        recorded = network.features(torch.zeros(2, 3, 64, 64))
+    with cache.shared(experiment) as seed:
+        assert seed == 0
+        replayed = network.features(torch.ones(2, 3, 64, 64))
+        assert all(torch.equal(replayed[layer], feature) for layer, feature in recorded.items())
         with pytest.raises(RuntimeError, match="not those of these batches"):
-            extractor(torch.zeros(3, 3, 64, 64))
+            network.features(torch.zeros(3, 3, 64, 64))
+
+
+def test_a_run_that_fails_leaves_no_features_and_nothing_replaced(workplace):
+    import torch
+
+    experiment = build(Path("small.yaml"), seed=0, quiet=True)
+    cache, before = FeatureCache(), dict(vars(experiment.datamodule))
+
+    def fail():
+        with cache.shared(experiment):
+            experiment.model.model.features(torch.zeros(2, 3, 64, 64))
+            raise ZeroDivisionError
+
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        assert vars(experiment.datamodule) == before
+    with cache.shared(experiment) as seed:
+        assert seed is None

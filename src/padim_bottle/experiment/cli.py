@@ -92,7 +92,7 @@ class ExperimentCLI(AnomalibCLI):
         if not model.class_path.startswith("padim_bottle."):
             return True
         chosen = model.init_args
-        return is_random(chosen.backbone, chosen.layers, chosen.n_features, chosen.reduction, chosen.grids)
+        return is_random(chosen.backbone, chosen.layers, chosen.n_features, chosen.grids)
 
     def choose(self, seed: int | None = None, experiment: str | None = None, results: Path | None = None) -> None:
         """Override the seed, the name of the results folder, and the folder of all results; ``None`` leaves them."""

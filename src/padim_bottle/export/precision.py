@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from anomalib.data import ImageBatch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -69,26 +68,21 @@ def refit(padim: Padim, model: Any, backbone: Backbone, precision: str, photos: 
         photos: of the training, in its order.
     """
     features_of = compile_features(model, backbone, settings_for(precision))
-    current: dict[str, torch.Tensor] = {}
-    network = padim.model.feature_extractor
-    network.forward = lambda inputs: current  # of this instance alone
     # Of few photos and of copies: training has said so.
     logger = logging.getLogger("padim_bottle.model")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         padim.on_train_start()
-        padim.train()
         for path in tqdm(photos, desc=precision, unit="photo", disable=None, leave=False):
             pixels = read_pixels(path)
-            current = dict(zip(padim.model.layers, map(torch.from_numpy, features_of(pixels)), strict=True))
+            features = dict(zip(padim.model.layers, map(torch.from_numpy, features_of(pixels)), strict=True))
             image = torch.from_numpy(pixels)
             if padim.pre_processor is not None:
                 image = padim.pre_processor.transform(image)
-            padim.training_step(ImageBatch(image=image, image_path=[str(path)]))
+            padim.collect(features, image, [str(path)])
         padim.fit()
     finally:
-        del network.forward
         logger.setLevel(level)
     padim.eval()
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import timm
 import torch
+from anomalib.models.components import TimmFeatureExtractor
 
 from padim_bottle.errors import UnavailableError, UserError, in_a_line
 from padim_bottle.files import sha256
@@ -174,7 +175,6 @@ def is_random(
     backbone: str,
     layers: Sequence[str],
     n_features: int | None,
-    reduction: str = "random",
     grids: Sequence[Sequence[str]] | None = None,
 ) -> bool:
     """Return whether a seed decides anything in a Padim with these arguments: all channels may be kept as they are."""
@@ -183,8 +183,30 @@ def is_random(
     available = feature_layers(backbone)
     widths = [sum(available.get(layer, 0) for layer in chosen) for chosen in grids or [layers]]
     if grids is None:
-        return reduction == "orthogonal" or (n_features or default_n_features(backbone) or 0) < widths[0]
+        return (n_features or default_n_features(backbone) or 0) < widths[0]
     return n_features is not None and any(n_features < width for width in widths)
+
+
+class FrozenBackbone(TimmFeatureExtractor):
+    """A network whose layers PaDiM looks at; it is never trained.
+
+    Args:
+        backbone: timm name, or ``local-dir:<folder>``.
+        layers: names of the layers, from shallow to deep.
+        pre_trained: load weights; else the network is random, with fixed weights whatever the seed.
+    """
+
+    def __init__(self, backbone: str, layers: Sequence[str], pre_trained: bool) -> None:
+        # A network that is not loaded comes from the global generator: fixed here, and the caller's state left alone.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            super().__init__(backbone=backbone, layers=layers, pre_trained=pre_trained)
+        self.eval().to(memory_format=torch.channels_last)
+
+    def forward(self, inputs: torch.Tensor) -> dict[str | int, torch.Tensor]:
+        """Return the layers' maps (B, C, h, w) of images (B, 3, H, W)."""
+        with torch.no_grad():
+            return super().forward(inputs.contiguous(memory_format=torch.channels_last))
 
 
 def _check_layers(backbone: str, layers: Sequence[str], key: str) -> dict[str, int]:

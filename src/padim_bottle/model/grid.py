@@ -8,9 +8,9 @@ from torch import nn
 from padim_bottle.errors import UserError
 from padim_bottle.model.calibration import leave_part_out_distances
 from padim_bottle.model.embedding import PatchEmbedding
-from padim_bottle.model.embedding_bank import EmbeddingBank
 from padim_bottle.model.gaussian import PatchGaussians
 from padim_bottle.model.parts import Parts
+from padim_bottle.model.store import PhotoStore
 
 # Positions per block while fitting: bounds the working memory to about 64 (N + 6 d) d numbers.
 BLOCK = 64
@@ -31,7 +31,7 @@ class PatchGrid(nn.Module):
         super().__init__()
         self.embedding = embedding
         self.gaussian = PatchGaussians(storage_dtype)
-        self.bank = EmbeddingBank()
+        self.embeddings = PhotoStore()
         self.shape: tuple[int, int] = (0, 0)
         self.register_buffer("typical", torch.tensor(torch.nan))
         self.typical: torch.Tensor
@@ -39,16 +39,16 @@ class PatchGrid(nn.Module):
     def reset(self) -> None:
         """Forget what was collected and fitted."""
         self.gaussian.reset()
-        self.bank.clear()
+        self.embeddings.clear()
         self.typical.fill_(torch.nan)
 
     def collect(self, features: dict[str, torch.Tensor], *, keep: bool) -> torch.Tensor:
-        """Add a batch to the statistics, and to the bank if it is to be measured again; return its embeddings."""
+        """Add a batch to the statistics, keep it if it is to be measured again, and return its embeddings."""
         self.shape = self.embedding.grid(features)
         embedding = self.embedding(features)
         self.gaussian.update(embedding)
         if keep:
-            self.bank.append(embedding)
+            self.embeddings.append(embedding)
         return embedding
 
     def distance(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -75,7 +75,7 @@ class PatchGrid(nn.Module):
         for start in range(0, positions, BLOCK):
             block = slice(start, start + BLOCK)
             if parts is not None and distances is not None:
-                deltas = self.bank.block(block).sub_(gaussian.mean[block])
+                deltas = self.embeddings.block(block).to(gaussian.mean.device).sub_(gaussian.mean[block])
                 distances[:, block] = leave_part_out_distances(deltas, partial(gaussian.covariance, block), parts)
             gaussian.factorize(block)
         return None if distances is None else distances.unflatten(1, self.shape)

@@ -12,23 +12,27 @@ PaDiM on one screen (ResNet-18, 256 x 256; B images, N training images):
 With several grids there is an embedding, and a Gaussian a position, for each of them, and their distances are fused.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from anomalib.data import InferenceBatch
-from anomalib.models.components import TimmFeatureExtractor
 from anomalib.models.image.padim.torch_model import PadimModel as AnomalibPadimModel
 from torch import nn
 
 from padim_bottle.errors import UserError
 from padim_bottle.model.anomaly_map import SmoothUpsample, fuse, grey_photo, guide, lift
+from padim_bottle.model.backbone import FrozenBackbone
 from padim_bottle.model.calibration import Calibration, calibrate, check_parts
 from padim_bottle.model.copies import similarity
-from padim_bottle.model.embedding import PatchEmbedding, Reduction
-from padim_bottle.model.embedding_bank import EmbeddingBank
+from padim_bottle.model.embedding import PatchEmbedding
 from padim_bottle.model.gaussian import PatchGaussians, pack_lower
 from padim_bottle.model.grid import PatchGrid
 from padim_bottle.model.parts import Parts
+from padim_bottle.model.store import PhotoStore
+
+# The backbone's maps (B, C, h, w) of a batch, by layer.
+Features = dict[str, torch.Tensor]
 
 # Positions at which copies are looked for; more tell no more.
 LIKENESS_POSITIONS = 32
@@ -40,11 +44,9 @@ class PadimModel(AnomalibPadimModel):
     Args:
         backbone: timm name or ``local-dir:<folder>``.
         layers: layers to join, from shallow to deep.
-        pre_trained: load weights; else the network is random, with fixed weights whatever the seed.
+        pre_trained: load weights; else the network is random, see ``FrozenBackbone``.
         n_features: features d to keep of the joined channels; of each grid, if there are several and it has more.
-        seed: decides which channels are kept, or the projection.
-        reduction: see ``PatchEmbedding``.
-        neighborhood: see ``PatchEmbedding``.
+        seed: decides which channels are kept.
         position_calibration: score an image by its largest standardised pixel, once calibrated.
         storage_dtype: of the precision factors in a checkpoint.
         grids: the layers of each grid, from fine to coarse; ``None`` for the paper's one grid of ``layers``.
@@ -60,8 +62,6 @@ class PadimModel(AnomalibPadimModel):
         pre_trained: bool,
         n_features: int | None,
         seed: int = 0,
-        reduction: Reduction = "random",
-        neighborhood: int = 1,
         position_calibration: bool = False,
         storage_dtype: torch.dtype = torch.float32,
         grids: Sequence[Sequence[str]] | None = None,
@@ -75,11 +75,7 @@ class PadimModel(AnomalibPadimModel):
         self.loss = None
         self.backbone = backbone
         self.layers = list(layers)
-        # A network that is not loaded comes from the global generator: fixed here, and the caller's state left alone.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.feature_extractor = TimmFeatureExtractor(backbone=backbone, layers=layers, pre_trained=pre_trained)
-        self.feature_extractor.eval().to(memory_format=torch.channels_last)
+        self.feature_extractor = FrozenBackbone(backbone, layers, pre_trained)
         channels = dict(zip(self.layers, self.feature_extractor.out_dims, strict=True))
         self.n_features_original = sum(channels.values())
         self.n_features = n_features
@@ -90,27 +86,21 @@ class PadimModel(AnomalibPadimModel):
         self.calibrating = False
         self.grids = nn.ModuleList()
         for chosen in grids or [self.layers]:
-            width = sum(channels[layer] for layer in chosen)
-            embedding = PatchEmbedding(
-                chosen,
-                [channels[layer] for layer in chosen],
-                width if n_features is None else min(n_features, width),
-                seed,
-                reduction,
-                neighborhood,
-                pooled=self.fused,
-            )
-            self.grids.append(PatchGrid(embedding, storage_dtype))
+            own = {layer: channels[layer] for layer in chosen}
+            width = sum(own.values())
+            kept = width if n_features is None else min(n_features, width)
+            self.grids.append(PatchGrid(PatchEmbedding(own, kept, seed, pooled=self.fused), storage_dtype))
         # By which copies among the training images are told: all channels, pooled.
-        self.likeness = PatchEmbedding(self.layers, list(channels.values()), self.n_features_original, pooled=True)
-        self.likenesses = EmbeddingBank()
-        self.guidance = EmbeddingBank()
+        self.likeness = PatchEmbedding(channels, self.n_features_original, pooled=True)
+        self.likenesses = PhotoStore()
+        self.guidance = PhotoStore()
         self.anomaly_map_generator = SmoothUpsample(sigma)
         self.register_buffer("map_mean", torch.empty(0))
         self.register_buffer("map_std", torch.empty(0))
         self.map_mean: torch.Tensor
         self.map_std: torch.Tensor
         self.image_size: tuple[int, int] = (0, 0)
+        self._source: Callable[[torch.Tensor], Features] | None = None
         self._left_out: list[torch.Tensor] = []
 
     @property
@@ -120,13 +110,8 @@ class PadimModel(AnomalibPadimModel):
 
     @property
     def idx(self) -> torch.Tensor:
-        """The channels that the first grid keeps, sorted; empty where they are projected."""
+        """The channels that the first grid keeps, sorted."""
         return self.grids[0].embedding.idx
-
-    @property
-    def projection(self) -> torch.Tensor:
-        """The projection (C, d) of the first grid; empty where channels are kept."""
-        return self.grids[0].embedding.projection
 
     @property
     def is_random(self) -> bool:
@@ -140,25 +125,58 @@ class PadimModel(AnomalibPadimModel):
             input_tensor: (B, 3, H, W), normalised images.
 
         Returns:
-            While training the embeddings (B, P, d) of the first grid, else an ``InferenceBatch`` with raw
-            ``pred_score`` (B, 1) and ``anomaly_map`` (B, 1, H, W).
+            While training what ``collect`` returns, else what ``score`` returns.
         """
+        features = self.features(input_tensor)
+        return self.collect(features, input_tensor) if self.training else self.score(features, input_tensor)
+
+    def features(self, images: torch.Tensor) -> Features:
+        """Return what the backbone makes of normalised images (B, 3, H, W), or what ``features_from`` has instead."""
         if self.tiler:
             raise UserError("Tiling is not supported by this Padim: anomalib.models.Padim has it.")
-        with torch.no_grad():
-            features = self.feature_extractor(input_tensor.contiguous(memory_format=torch.channels_last))
-        if self.training:
-            self.image_size = (input_tensor.shape[-2], input_tensor.shape[-1])
-            if self.calibrating:
-                embedding = self.likeness(features)
-                self.likenesses.append(embedding[:, :: max(1, embedding.shape[1] // LIKENESS_POSITIONS)])
-            if self.calibrating and self.guided is not None:
-                self.guidance.append(grey_photo(input_tensor).flatten(2).mT)
-            embeddings = [grid.collect(features, keep=self.calibrating) for grid in self.grids]
-            return embeddings[0]
+        return (self._source or self.feature_extractor)(images)
+
+    @contextlib.contextmanager
+    def features_from(self, source: Callable[[torch.Tensor], Features]) -> Iterator[None]:
+        """Take features from a function of the images while the context lasts: from a record, or to record them."""
+        self._source, before = source, self._source
+        try:
+            yield
+        finally:
+            self._source = before
+
+    def collect(self, features: Features, images: torch.Tensor) -> torch.Tensor:
+        """Add a batch to what the fit and the calibration need.
+
+        Args:
+            features: of the images.
+            images: (B, 3, H, W); without the guided filter only their size matters.
+
+        Returns:
+            Embeddings (B, P, d) of the first grid.
+        """
+        self.image_size = (images.shape[-2], images.shape[-1])
+        if self.calibrating:
+            embedding = self.likeness(features)
+            self.likenesses.append(embedding[:, :: max(1, embedding.shape[1] // LIKENESS_POSITIONS)])
+        if self.calibrating and self.guided is not None:
+            self.guidance.append(grey_photo(images))
+        embeddings = [grid.collect(features, keep=self.calibrating) for grid in self.grids]
+        return embeddings[0]
+
+    def score(self, features: Features, images: torch.Tensor) -> InferenceBatch:
+        """Score a batch.
+
+        Args:
+            features: of the images.
+            images: (B, 3, H, W); without the guided filter only their size matters.
+
+        Returns:
+            Raw ``pred_score`` (B, 1) and ``anomaly_map`` (B, 1, H, W).
+        """
         distances = [grid.distance(features) for grid in self.grids]
-        photo = None if self.guided is None else grey_photo(input_tensor)
-        anomaly_map = self.to_map(distances, (input_tensor.shape[-2], input_tensor.shape[-1]), photo)
+        photo = None if self.guided is None else grey_photo(images)
+        anomaly_map = self.to_map(distances, (images.shape[-2], images.shape[-1]), photo)
         return InferenceBatch(pred_score=self.image_score(anomaly_map), anomaly_map=anomaly_map)
 
     def generate_embedding(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -200,7 +218,7 @@ class PadimModel(AnomalibPadimModel):
     def forget_embeddings(self) -> None:
         """Free what only the fit needed; the leave-one-out maps stay."""
         for grid in self.grids:
-            grid.bank.clear()
+            grid.embeddings.clear()
         self.likenesses.clear()
 
     def fit(self) -> None:
@@ -211,9 +229,8 @@ class PadimModel(AnomalibPadimModel):
     def fit_and_calibrate(self, pixel_quantile: float, parts: Parts | None = None) -> Calibration:
         """Fit the Gaussians and take leave-one-out statistics of the training images.
 
-        A training image costs 4 P d bytes for its embedding (1.6 MB at P = 4096, d = 100; on disk when training on the
-        CPU, see ``EmbeddingBank``) and 4 P bytes of memory for its leave-one-out distances (16 KB). Positions are
-        processed block by block.
+        A training image costs 4 P d bytes of disk for its embedding (1.6 MB at P = 4096, d = 100, see ``PhotoStore``)
+        and 4 P bytes of memory for its leave-one-out distances (16 KB). Positions are processed block by block.
 
         Args:
             pixel_quantile: the pixel threshold is this quantile of the leave-one-out pixels.
@@ -253,51 +270,30 @@ class PadimModel(AnomalibPadimModel):
         """
         photo = None
         if self.guided is not None:
-            photo = self.guidance.images(images).mT.unflatten(2, self.image_size)
+            photo = self.guidance.photos(images).to(self.map_mean.device)
         distances = [left_out[images] for left_out in self._left_out]
         return self.to_map(distances, self.image_size, photo)[:, 0]
 
     def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: object) -> None:
         if prefix + "gaussian.inv_covariance" in state_dict:
-            _from_anomalib(state_dict, prefix)
-        # The layout of version 0.1, which had one grid.
-        for name in [key for key in state_dict if key.startswith(prefix)]:
-            key = name.removeprefix(prefix)
-            room = "grids.0." if key.startswith("gaussian.") else "grids.0.embedding."
-            if key in ("idx", "projection") or key.startswith("gaussian."):
-                state_dict[prefix + room + key] = state_dict.pop(name)
-        for index in range(len(self.grids)):
-            state_dict.setdefault(f"{prefix}grids.{index}.typical", torch.tensor(torch.nan))
-        for name in ("map_mean", "map_std"):
-            value = state_dict.setdefault(prefix + name, torch.empty(0))
-            setattr(self, name, torch.empty_like(value, device=getattr(self, name).device))
+            self._from_anomalib(state_dict, prefix)
+        for name in {"map_mean", "map_std"} & {key.removeprefix(prefix) for key in state_dict}:
+            setattr(self, name, torch.empty_like(state_dict[prefix + name], device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def anomalib_state_dict(self) -> dict[str, torch.Tensor]:
-        """Return the state dict of anomalib's ``PadimModel`` with the same channels, means and covariances.
-
-        Raises:
-            UserError: the embedding is not the paper's, so anomalib's class cannot hold it.
-        """
-        embedding = self.grids[0].embedding
-        if self.fused or embedding.reduction != "random" or embedding.neighborhood != 1:
-            raise UserError(
-                "Only an embedding with grids: null, reduction: random and neighborhood: 1 can be written in "
-                f"anomalib's layout; this model has {len(self.grids)} grids, reduction: {embedding.reduction} and "
-                f"neighborhood: {embedding.neighborhood}."
-            )
-        state = {f"feature_extractor.{k}": v for k, v in self.feature_extractor.state_dict().items()}
-        state["idx"] = self.idx
-        state["gaussian.mean"] = self.gaussian.mean.T.contiguous()
-        state["gaussian.inv_covariance"] = self.gaussian.inv_covariance
-        return state
-
-
-def _from_anomalib(state_dict: dict[str, torch.Tensor], prefix: str) -> None:
-    """Turn the entries of anomalib's layout into ours, in place: channels sorted, positions first, factors."""
-    order = state_dict[prefix + "idx"].argsort()
-    state_dict[prefix + "idx"] = state_dict[prefix + "idx"][order]
-    state_dict[prefix + "gaussian.mean"] = state_dict[prefix + "gaussian.mean"][order].T.contiguous()
-    precision = state_dict.pop(prefix + "gaussian.inv_covariance")[:, order][:, :, order]
-    state_dict[prefix + "gaussian.precision_cholesky"] = pack_lower(torch.linalg.cholesky(precision))
-    state_dict.pop(prefix + "anomaly_map_generator.blur.kernel", None)
+    def _from_anomalib(self, state_dict: dict[str, torch.Tensor], prefix: str) -> None:
+        """Turn the entries of anomalib's layout into ours, in place: channels sorted, positions first, factors."""
+        idx, mean, precision = (
+            state_dict.pop(prefix + name) for name in ("idx", "gaussian.mean", "gaussian.inv_covariance")
+        )
+        state_dict.pop(prefix + "anomaly_map_generator.blur.kernel", None)
+        order = idx.argsort()
+        grid = f"{prefix}grids.0."
+        state_dict[grid + "embedding.idx"] = idx[order]
+        state_dict[grid + "gaussian.mean"] = mean[order].T.contiguous()
+        state_dict[grid + "gaussian.precision_cholesky"] = pack_lower(
+            torch.linalg.cholesky(precision[:, order][:, :, order])
+        )
+        state_dict[grid + "typical"] = torch.tensor(torch.nan)
+        state_dict[prefix + "likeness.idx"] = self.likeness.idx
+        state_dict[prefix + "map_mean"] = state_dict[prefix + "map_std"] = torch.empty(0)

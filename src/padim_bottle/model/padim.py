@@ -17,8 +17,7 @@ from torch import nn
 from padim_bottle.errors import UserError
 from padim_bottle.model import backbone as backbones
 from padim_bottle.model.copies import exact_copies, near_copies
-from padim_bottle.model.embedding import Reduction
-from padim_bottle.model.network import PadimModel
+from padim_bottle.model.network import Features, PadimModel
 from padim_bottle.model.parts import Parts, check_group
 from padim_bottle.model.post_processor import CalibratedPostProcessor
 
@@ -63,10 +62,8 @@ class Padim(AnomalibPadim):
         guided: radius in pixels of a guided filter over the map, which lets its edges follow the photo's; ``None``
             for none.
         n_features: features to keep of the joined channels; ``None`` for the paper's number, with ``grids`` for all.
-        seed: decides everything random: the channels that are kept, or the projection.
+        seed: decides everything random: the channels that are kept.
         image_size: height and width to which images are resized; the datamodule takes it from here.
-        reduction: ``random`` keeps channels (the paper's), ``orthogonal`` projects all of them.
-        neighborhood: 1 (the paper's), 3 or 5: features are averaged over that many positions a side.
         calibration: thresholds from leave-one-out scores of the training images; ``false`` for anomalib's, which
             are tuned on the test set.
         alpha: false-alarm rate that the calibrated image threshold is to have.
@@ -95,8 +92,6 @@ class Padim(AnomalibPadim):
         n_features: int | None = None,
         seed: int = 42,
         image_size: tuple[int, int] = (256, 256),
-        reduction: Reduction = "random",
-        neighborhood: Literal[1, 3, 5] = 1,
         calibration: bool = True,
         alpha: float = 0.05,
         confidence: float | None = None,
@@ -154,8 +149,6 @@ class Padim(AnomalibPadim):
             pre_trained=pre_trained,
             n_features=n_features,
             seed=seed,
-            reduction=reduction,
-            neighborhood=neighborhood,
             position_calibration=calibration and position_calibration,
             storage_dtype=getattr(torch, checkpoint_precision),
             grids=grids,
@@ -178,16 +171,27 @@ class Padim(AnomalibPadim):
         return arguments
 
     def on_train_start(self) -> None:
-        """Start afresh: what an earlier training or a checkpoint left must not be added to."""
+        """Drop what an earlier fit or a loaded checkpoint left."""
         self._is_fitted = torch.tensor([False], device=self.device)
         self.model.reset()
         self.training_scores = None
         self._training_paths = []
 
     def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Collect the embeddings of a batch, and whose they are."""
-        self._training_paths += batch.image_path or [""] * len(batch.image)
-        return super().training_step(batch, *args, **kwargs)
+        """Collect the embeddings of a batch; the loss is none."""
+        self.collect(self.model.features(batch.image), batch.image, batch.image_path or [""] * len(batch.image))
+        return torch.tensor(0.0, requires_grad=True, device=self.device)
+
+    def collect(self, features: Features, images: torch.Tensor, paths: Sequence[str]) -> None:
+        """Add a batch to what ``fit`` needs.
+
+        Args:
+            features: that the backbone has for the images, see ``PadimModel.features``.
+            images: (B, 3, H, W), normalised.
+            paths: B paths.
+        """
+        self._training_paths += paths
+        self.model.collect(features, images)
 
     def fit(self) -> None:
         """Fit the Gaussians and, if asked for, calibrate; runs once, after the last training batch.
@@ -251,6 +255,9 @@ class Padim(AnomalibPadim):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the record of the weights; a checkpoint of anomalib's Padim has neither it nor a calibration."""
         super().on_load_checkpoint(checkpoint)
+        for name, value in (("reduction", "random"), ("neighborhood", 1)):
+            if (found := checkpoint.get("hyper_parameters", {}).get(name, value)) != value:
+                raise UserError(f"{name}: this model was trained with {found}, which is no longer supported.")
         if "padim_bottle_weights" in checkpoint:
             self.weights = backbones.Weights(**checkpoint["padim_bottle_weights"])
         if "model.gaussian.inv_covariance" in checkpoint["state_dict"]:

@@ -109,10 +109,8 @@ class CalibratedPostProcessor(PostProcessor):
         return None if preds is None else preds >= threshold
 
     def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: object) -> None:
-        for name in ("calibration_scores", "calibration_map_means"):
-            # Checkpoints of before there was a watch for drift lack the latter.
-            value = state_dict.setdefault(prefix + name, torch.empty(0))
-            setattr(self, name, torch.empty_like(value, device=getattr(self, name).device))
+        for name in {"calibration_scores", "calibration_map_means"} & {key.removeprefix(prefix) for key in state_dict}:
+            setattr(self, name, torch.empty_like(state_dict[prefix + name], device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

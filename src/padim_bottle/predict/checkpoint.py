@@ -77,7 +77,7 @@ def build_padim(checkpoint: dict[str, Any], source: Path) -> Padim:
     Raises:
         UserError: it does not describe a fitted PaDiM.
     """
-    # In version 0.1, and in anomalib's own checkpoints, there is one grid without a number.
+    # In anomalib's own checkpoints there is one grid, without a number.
     if not checkpoint["state_dict"].keys() & {"model.gaussian.mean", "model.grids.0.gaussian.mean"}:
         raise UserError(f"{source} holds no fitted PaDiM: its Gaussians are missing.")
     components = {"pre_processor", "post_processor", "evaluator", "visualizer"}
@@ -104,8 +104,7 @@ def _check_shapes(padim: Padim) -> None:
     model = padim.model
     for grid in model.grids:
         features, found = grid.embedding.n_features, grid.gaussian.mean.shape[-1]
-        kept = grid.embedding.projection.shape[-1] if grid.embedding.projection.numel() else len(grid.embedding.idx)
-        if not features == found == kept:
+        if not features == found == len(grid.embedding.idx):
             raise ValueError(f"n_features is {features}, its Gaussians have {found} features")
     if model.map_mean.numel() and padim.input_size not in (None, model.map_mean.shape):
         raise ValueError(f"image_size is {tuple(padim.input_size)}, its maps have {tuple(model.map_mean.shape)} pixels")

@@ -7,146 +7,160 @@ numbers are the same to the last bit, because everything behind the backbone is 
 
 import contextlib
 import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from anomalib.data import AnomalibDataModule, ImageBatch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from padim_bottle.errors import UserError
 from padim_bottle.experiment.cli import ExperimentCLI
+from padim_bottle.model.network import Features, PadimModel
 from padim_bottle.model.padim import Padim
-
-Features = dict[str, torch.Tensor]
+from padim_bottle.model.store import PhotoStore
 
 
 class FeatureCache:
     """The batches of one data module and the features that one backbone has for them, on disk.
 
-    Everything is in memory-mapped files, which the system pages in and out, so memory does not grow with the number
-    of images. The files take about 1.8 MB an image (ResNet-18 at 256 x 256) and vanish with the process, however it
-    ends.
-
-    Use it as a context manager: ``attach`` each experiment before it runs, ``complete`` after it went well.
+    The files take about 1.8 MB an image (ResNet-18 at 256 x 256) and vanish with the process, however it ends.
 
     Args:
         folder: where to put the files; ``None`` for the system's folder of temporary files.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._parent = folder
-        self._files = 0
-        self._recorded_seed: int | None = None
-        self._seed: int | None = None
-        self._forget()
+        self._folder = folder
+        self._recording: _Recording | None = None
 
-    def __enter__(self) -> "FeatureCache":
-        if self._parent is not None:
-            self._parent.mkdir(parents=True, exist_ok=True)
-        self._folder = TemporaryDirectory(dir=self._parent, prefix="padim-features-", ignore_cleanup_errors=True)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._forget()
-        self._folder.cleanup()
-
-    def attach(self, experiment: ExperimentCLI) -> int | None:
-        """Make a run record its features, or take those that were recorded.
+    @contextlib.contextmanager
+    def shared(self, experiment: ExperimentCLI) -> Iterator[int | None]:
+        """Let a run within the context record its features, or take those that an earlier run recorded to its end.
 
         Args:
             experiment: not run yet; the same at each call but for its seed.
 
-        Returns:
+        Yields:
             The seed whose features are taken, or ``None``.
         """
         if not can_share(experiment):
-            return None
+            yield None
+            return
         network, datamodule = experiment.model.model, experiment.datamodule
-        if self._recorded_seed is None:
-            self._forget()
-            self._seed = experiment.model.seed
-            self._record(network, datamodule)
+        if self._recording is None:
+            recording = _Recording(self._folder, experiment.model.seed, network)
+            with (
+                network.features_from(recording.record),
+                _replaced(datamodule, on_before_batch_transfer=lambda batch, _loader: recording.keep(batch)),
+            ):
+                yield None
+            self._recording = recording
         else:
-            self._replay(network, datamodule)
-        return self._recorded_seed
+            recording = self._recording
+            loaders = {
+                "train_dataloader": lambda: recording.batches(training=True),
+                "test_dataloader": lambda: recording.batches(training=False),
+            }
+            with network.features_from(recording.replay()), _replaced(datamodule, **loaders):
+                yield recording.seed
 
-    def complete(self) -> None:
-        """Say that the run went well: what it recorded, if anything, is whole."""
-        if self._features:
-            self._recorded_seed = self._seed
 
-    def _forget(self) -> None:
-        self._features: list[Features] = []
-        self._train_batches: list[ImageBatch] = []
-        self._test_batches: list[ImageBatch] = []
+class _Recording:
+    """What one run of a seed saw.
 
-    def _record(self, network: torch.nn.Module, datamodule: AnomalibDataModule) -> None:
-        forward = network.feature_extractor.forward
+    Args:
+        folder: of the files.
+        seed: of the run.
+        network: of the run.
+    """
 
-        def record(images: torch.Tensor) -> Features:
-            features = forward(images)
-            self._features.append(self._to_disk(features))
-            return features
+    def __init__(self, folder: Path | None, seed: int, network: PadimModel) -> None:
+        self.seed = seed
+        self._network = network
+        self._features: dict[str, PhotoStore] = defaultdict(lambda: PhotoStore(folder))
+        self._sizes: list[int] = []
+        self._train, self._test = _Batches(folder), _Batches(folder)
 
-        def keep(batch: ImageBatch, _loader: int) -> ImageBatch:
-            kept = copy.copy(batch)
-            if network.training:
-                # Its features are all that is needed, but for the guided filter.
-                guided = network.guided is not None
-                kept.image = (
-                    self._to_disk({"image": batch.image})["image"]
-                    if guided
-                    else torch.zeros(1).expand(batch.image.shape)
-                )
-                self._train_batches.append(kept)
-            else:
-                tensors = {name: getattr(batch, name) for name in ("image", "gt_mask")}
-                known = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-                for name, tensor in self._to_disk(known).items():
-                    setattr(kept, name, tensor)
-                self._test_batches.append(kept)
-            return batch
+    def record(self, images: torch.Tensor) -> Features:
+        """Return the network's features of a batch, and keep them."""
+        features = self._network.feature_extractor(images)
+        for layer, feature in features.items():
+            self._features[layer].append(feature)
+        self._sizes.append(len(images))
+        return features
 
-        # Attributes of these two instances alone: their classes and the state dict stay as they are.
-        network.feature_extractor.forward = record
-        datamodule.on_before_batch_transfer = keep
+    def replay(self) -> Callable[[torch.Tensor], Features]:
+        """Return a function that returns what was recorded, batch by batch."""
+        sizes = iter(self._sizes)
+        start = 0
 
-    def _replay(self, network: torch.nn.Module, datamodule: AnomalibDataModule) -> None:
-        remaining = iter(self._features)
-
-        def replay(images: torch.Tensor) -> Features:
-            features = next(remaining, {})
-            if {len(feature) for feature in features.values()} != {len(images)}:
+        def features(images: torch.Tensor) -> Features:
+            nonlocal start
+            if next(sizes, None) != len(images):
                 raise RuntimeError("The recorded features are not those of these batches.")
-            return {layer: feature.to(images.device) for layer, feature in features.items()}
+            rows = slice(start, start + len(images))
+            start = rows.stop
+            return {layer: store.photos(rows).to(images.device) for layer, store in self._features.items()}
 
-        network.feature_extractor.forward = replay
-        datamodule.train_dataloader = lambda: _load(self._train_batches)
-        datamodule.test_dataloader = lambda: _load(self._test_batches)
+        return features
 
-    def _to_disk(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Write tensors, and return them as memory maps with the same strides.
+    def keep(self, batch: ImageBatch) -> ImageBatch:
+        """Keep a batch as the data module had it, and return it."""
+        if self._network.training:
+            # Its features are all that is needed, but for the guided filter.
+            self._train.append(batch, [] if self._network.guided is None else ["image"])
+        else:
+            self._test.append(batch, ["image", "gt_mask"])
+        return batch
 
-        Raises:
-            UserError: they cannot be written, most often because the disk is full.
-        """
-        self._files += 1
-        path = Path(self._folder.name, f"{self._files}.pt")
-        plain = {name: tensor.detach().as_subclass(torch.Tensor) for name, tensor in tensors.items()}
-        try:
-            torch.save(plain, path)
-        except (OSError, RuntimeError) as error:  # torch's own writer reports a full disk as a RuntimeError
-            path.unlink(missing_ok=True)
-            raise UserError(
-                f"Cannot keep the features in {self._folder.name}: is the disk full? Free some space, or choose "
-                "another cache_folder."
-            ) from error
-        mapped = torch.load(path, mmap=True, map_location="cpu")
-        # A mapped file stays readable without its name, and is gone with the process. Windows does not let go of it.
-        with contextlib.suppress(OSError):
-            path.unlink()
-        return mapped
+    def batches(self, *, training: bool) -> DataLoader:
+        """Return the batches of the training or of the test."""
+        return DataLoader(self._train if training else self._test, batch_size=None, collate_fn=lambda batch: batch)
+
+
+class _Batches(Dataset[ImageBatch]):
+    """Batches whose large tensors are on disk."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._stores: dict[str, PhotoStore] = defaultdict(lambda: PhotoStore(folder))
+        self._batches: list[tuple[ImageBatch, dict[str, slice]]] = []
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def append(self, batch: ImageBatch, names: list[str]) -> None:
+        """Add a batch; of those of its tensors that are not named only the images' size is kept."""
+        kept, rows = copy.copy(batch), {}
+        for name in names:
+            if (tensor := getattr(batch, name)) is not None:
+                start = len(self._stores[name])
+                self._stores[name].append(tensor)
+                rows[name] = slice(start, start + len(tensor))
+        kept.image = torch.zeros(1).expand(batch.image.shape)
+        if "gt_mask" in rows:
+            kept.gt_mask = None
+        self._batches.append((kept, rows))
+
+    def __getitem__(self, index: int) -> ImageBatch:
+        """Return a batch of its own: a run changes what it is given."""
+        kept, rows = self._batches[index]
+        batch = copy.copy(kept)
+        for name, chosen in rows.items():
+            setattr(batch, name, self._stores[name].photos(chosen))
+        return batch
+
+
+@contextlib.contextmanager
+def _replaced(owner: AnomalibDataModule, **methods: Callable[..., Any]) -> Iterator[None]:
+    """Give one instance other methods while the context lasts."""
+    vars(owner).update(methods)
+    try:
+        yield
+    finally:
+        for name in methods:
+            del vars(owner)[name]
 
 
 def can_share(experiment: ExperimentCLI) -> bool:
@@ -163,8 +177,3 @@ def can_share(experiment: ExperimentCLI) -> bool:
         and not trainer.overfit_batches
         and not trainer.fast_dev_run
     )
-
-
-def _load(batches: list[ImageBatch]) -> DataLoader:
-    # A copy, for a run changes the batches that it is given.
-    return DataLoader(batches, batch_size=None, collate_fn=copy.copy)

@@ -68,21 +68,21 @@ def train_group(
     """
     from padim_bottle.sweep.feature_cache import FeatureCache
 
-    with FeatureCache(cache_folder) as cache:
-        for run in runs:
-            started = time.perf_counter()
-            error = None
-            experiment: Any = None
-            try:
-                experiment = train.build(
-                    run.config, run.overrides, run.seed, run.experiment, run.root, quiet=True, workplace=workplace
-                )
-                experiment.results_writer.root = results or run.root
-                experiment.results_writer.features_from_seed = cache.attach(experiment)
+    cache = FeatureCache(cache_folder)
+    for run in runs:
+        started = time.perf_counter()
+        error = None
+        experiment: Any = None
+        try:
+            experiment = train.build(
+                run.config, run.overrides, run.seed, run.experiment, run.root, quiet=True, workplace=workplace
+            )
+            experiment.results_writer.root = results or run.root
+            with cache.shared(experiment) as seed:
+                experiment.results_writer.features_from_seed = seed
                 train.run(experiment)
-                cache.complete()
-            except Exception:  # whatever it is, the other runs go on
-                error = traceback.format_exc()
-            experiment = None
-            gc.collect()  # a trainer and its model refer to each other
-            yield Outcome(run, time.perf_counter() - started, error)
+        except Exception:  # whatever it is, the other runs go on
+            error = traceback.format_exc()
+        experiment = None
+        gc.collect()  # a trainer and its model refer to each other
+        yield Outcome(run, time.perf_counter() - started, error)

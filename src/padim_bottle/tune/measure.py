@@ -2,15 +2,13 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from anomalib.data import ImageBatch
-from anomalib.models.components import TimmFeatureExtractor
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch.cli import instantiate_class
 from torchvision.transforms.v2 import Transform
@@ -23,11 +21,11 @@ from padim_bottle.evaluation.metrics import evaluate
 from padim_bottle.evaluation.predictions import Predictions, Thresholds
 from padim_bottle.experiment.cli import ExperimentCLI
 from padim_bottle.experiment.variants import Variant
-from padim_bottle.model.backbone import feature_layers
+from padim_bottle.model.backbone import FrozenBackbone, feature_layers
 from padim_bottle.model.padim import Padim
 from padim_bottle.model.parts import Parts
 from padim_bottle.tune.settings import METRICS, TuneSettings
-from padim_bottle.tune.training_photos import FeatureStore, TrainingPhotos
+from padim_bottle.tune.training_photos import PhotoFeatures, TrainingPhotos
 
 Advance = Callable[[int], None]
 _NO_THRESHOLDS = Thresholds(None, None, "none")
@@ -114,6 +112,7 @@ def measure(
     seeds = [settings.seeds if need.is_random else settings.seeds[:1] for need in needs]
     splits = make_splits(paths, [need.group for need in needs], settings)
     device = device_of(candidates[0].experiment)
+    folder = None if settings.cache_folder is None else Path(settings.cache_folder)
     passes = list(dict.fromkeys(need.backbone for need in needs))
     advance_photos = track("photos", 2 * len(paths) * len(passes))
     advance_fits = track("fits", sum(map(len, seeds)) * len(splits))
@@ -123,29 +122,29 @@ def measure(
     # Of few photos and of copies: training says so.
     logger.setLevel(logging.ERROR)
     try:
-        with FeatureStore(None if settings.cache_folder is None else Path(settings.cache_folder)) as store:
-            for backbone in passes:
-                sharing = [number for number, need in enumerate(needs) if need.backbone == backbone]
-                first = build_model(candidates[sharing[0]].experiment, settings.seeds[0])
-                photos = TrainingPhotos(paths, settings.anomalies, _transform(first))
-                network = _network(first, {layer for number in sharing for layer in needs[number].layers})
-                store.record(photos, network.to(device), device, advance_photos)
-                for number in sharing:
-                    for seed in seeds[number]:
-                        model = build_model(candidates[number].experiment, seed)
-                        for split_number, split in enumerate(splits):
-                            started = time.perf_counter()
-                            figures = _fit_and_score(model, store, photos, split, device)
-                            rows.append(
-                                {
-                                    "setting": number,
-                                    "split": split_number,
-                                    "seed": seed if needs[number].is_random else None,
-                                    "seconds": time.perf_counter() - started,
-                                    **figures,
-                                }
-                            )
-                            advance_fits(1)
+        for backbone in passes:
+            sharing = [number for number, need in enumerate(needs) if need.backbone == backbone]
+            first = build_model(candidates[sharing[0]].experiment, settings.seeds[0])
+            photos = TrainingPhotos(paths, settings.anomalies, _transform(first))
+            network = _network(first, {layer for number in sharing for layer in needs[number].layers})
+            features = PhotoFeatures(photos, network.to(device), device, folder, advance_photos)
+            for number in sharing:
+                for seed in seeds[number]:
+                    model = build_model(candidates[number].experiment, seed)
+                    for split_number, split in enumerate(splits):
+                        started = time.perf_counter()
+                        figures = _fit_and_score(model, features, photos, split, device)
+                        rows.append(
+                            {
+                                "setting": number,
+                                "split": split_number,
+                                "seed": seed if needs[number].is_random else None,
+                                "seconds": time.perf_counter() - started,
+                                **figures,
+                            }
+                        )
+                        advance_fits(1)
+            del features  # and their files, before the next backbone's
     finally:
         logger.setLevel(level)
     return pd.DataFrame(rows).astype({"seed": "Int64"})
@@ -192,32 +191,28 @@ def _transform(model: Padim) -> Transform:
     return model.pre_processor.transform
 
 
-def _network(model: Padim, wanted: set[str]) -> TimmFeatureExtractor:
+def _network(model: Padim, wanted: set[str]) -> FrozenBackbone:
     """Return the backbone of a model with all layers that are wanted."""
     layers = [layer for layer in feature_layers(model.model.backbone) if layer in wanted]
     if layers == model.model.layers:
         return model.model.feature_extractor
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # as PadimModel does it
-        network = TimmFeatureExtractor(model.model.backbone, layers, pre_trained=model.weights.source != "random")
-    return network.eval().to(memory_format=torch.channels_last)
+    return FrozenBackbone(model.model.backbone, layers, pre_trained=model.weights.source != "random")
 
 
 def _fit_and_score(
-    model: Padim, store: FeatureStore, photos: TrainingPhotos, split: Split, device: torch.device
+    model: Padim, features: PhotoFeatures, photos: TrainingPhotos, split: Split, device: torch.device
 ) -> dict[str, float | None]:
     """Fit a model to the fitted photos of a split and return its metrics on the shown ones."""
     model.to(device).on_train_start()
-    model.model.train()
-    for chosen, images in _replay(model, store, split.fitted, device):
-        model.training_step(ImageBatch(image=images, image_path=[str(photos.paths[number]) for number in chosen]))
+    layers = model.model.layers
+    for chosen, images, recorded in features.batches(split.fitted, layers, device):
+        model.collect(recorded, images, [str(photos.paths[number]) for number in chosen])
     model.fit()
-    model.model.eval()
     count = len(photos.paths)
     scores, maps = [], []
     with torch.inference_mode():
-        for _, images in _replay(model, store, split.shown, device):
-            output = model.model(images)
+        for _, images, recorded in features.batches(split.shown, layers, device):
+            output = model.model.score(recorded, images)
             scores.append(output.pred_score.flatten().cpu())
             maps.append(output.anomaly_map[:, 0].cpu())
     types = [photos.kind(index - count) if index >= count else GOOD for index in split.shown.tolist()]
@@ -227,26 +222,10 @@ def _fit_and_score(
         labels=np.array(types) != GOOD,
         scores=torch.cat(scores).numpy(),
         anomaly_maps=torch.cat(maps).float().numpy(),
-        masks=store.masks(split.shown),
+        masks=features.masks(split.shown),
     )
     metrics = evaluate(predictions, _NO_THRESHOLDS)
     return {name: metrics[name] for name in METRICS}
-
-
-def _replay(
-    model: Padim, store: FeatureStore, indices: np.ndarray, device: torch.device
-) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Yield batches of images, for each of which the model's backbone then returns the features that were recorded."""
-    current: dict[str | int, torch.Tensor] = {}
-
-    def replay(inputs: torch.Tensor) -> dict[str | int, torch.Tensor]:
-        return current
-
-    # An attribute of this instance alone: its class and its state dict stay as they are.
-    model.model.feature_extractor.forward = replay
-    for chosen, images, features in store.batches(indices):
-        current = {layer: features[layer].to(device) for layer in model.model.layers}
-        yield chosen, images.to(device)
 
 
 def device_of(cli: ExperimentCLI) -> torch.device:

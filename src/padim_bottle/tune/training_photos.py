@@ -1,15 +1,11 @@
 """The training photos, and what one backbone makes of them: read once, kept on disk."""
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import BinaryIO
 
 import numpy as np
 import torch
-from anomalib.models.components import TimmFeatureExtractor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import Transform
 from torchvision.tv_tensors import Image, Mask
@@ -17,7 +13,9 @@ from torchvision.tv_tensors import Image, Mask
 from padim_bottle.data.dataset import default_num_workers
 from padim_bottle.data.defects import AnomalySettings, add_anomaly
 from padim_bottle.data.images import read_image
-from padim_bottle.errors import UserError
+from padim_bottle.model.backbone import FrozenBackbone
+from padim_bottle.model.network import Features
+from padim_bottle.model.store import PhotoStore
 
 _BATCH = 8
 
@@ -58,84 +56,47 @@ class TrainingPhotos(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return image.as_subclass(torch.Tensor).contiguous(), mask.as_subclass(torch.Tensor)
 
 
-class FeatureStore:
-    """Images, masks and features of all photos, in memory-mapped files that vanish at the end.
+class PhotoFeatures:
+    """Images, masks and features of all photos, in files that vanish at the end.
 
     They take 2.6 MB an image for ResNet-18's three layers at 256 x 256, and there are two images a photo.
 
     Args:
+        photos: what to read, once.
+        network: the backbone, with all layers that are wanted.
+        device: where it computes.
         folder: where the files go; ``None`` for the system's folder of temporary files.
+        advance: told of how many images were done.
+
+    Raises:
+        UserError: the disk has no room for them.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-        self._folder = TemporaryDirectory(dir=folder, prefix="padim-tuning-", ignore_cleanup_errors=True)
-        self._arrays: dict[str, np.ndarray] = {}
-        self.layers: list[str] = []
-
-    def __enter__(self) -> "FeatureStore":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._arrays.clear()
-        self._folder.cleanup()
-
-    def record(
+    def __init__(
         self,
         photos: TrainingPhotos,
-        network: TimmFeatureExtractor,
+        network: FrozenBackbone,
         device: torch.device,
+        folder: Path | None,
         advance: Callable[[int], None],
     ) -> None:
-        """Let all images pass through a backbone once.
-
-        Args:
-            photos: what to read.
-            network: the backbone, with all layers that are wanted.
-            device: where it computes.
-            advance: told of how many images were done.
-
-        Raises:
-            UserError: the disk has no room for them.
-        """
-        self.layers = [str(layer) for layer in network.layers]
-        self._arrays.clear()
-        shapes: dict[str, tuple[int, ...]] = {}
-        with contextlib.ExitStack() as files:
-            opened: dict[str, BinaryIO] = {}
-            for images, masks in DataLoader(photos, _BATCH, num_workers=default_num_workers()):
-                with torch.inference_mode():
-                    features = network(images.to(device).contiguous(memory_format=torch.channels_last))
-                for name, value in {"image": images, "mask": masks, **features}.items():
-                    if name not in opened:
-                        opened[name] = files.enter_context(self._path(name).open("wb"))
-                        shapes[name] = tuple(value.shape[1:])
-                    self._write(opened[name], value)
-                advance(len(images))
-        for name, shape in shapes.items():
-            dtype = np.bool_ if name == "mask" else np.float32
-            self._arrays[name] = np.memmap(self._path(name), dtype, "r", shape=(len(photos), *shape))
+        self._images, self._masks = PhotoStore(folder), PhotoStore(folder)
+        self._features = {str(layer): PhotoStore(folder) for layer in network.layers}
+        for images, masks in DataLoader(photos, _BATCH, num_workers=default_num_workers()):
+            self._images.append(images)
+            self._masks.append(masks)
+            for layer, feature in network(images.to(device)).items():
+                self._features[str(layer)].append(feature)
+            advance(len(images))
 
     def masks(self, indices: np.ndarray) -> np.ndarray:
         """Return the masks (n, H, W) of images."""
-        return self._arrays["mask"][indices]
+        return self._masks.photos(indices).numpy()
 
-    def batches(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor, dict[str, torch.Tensor]]]:
-        """Yield the indices of some images, their pixels (b, 3, H, W) and their features, by layer."""
+    def batches(
+        self, indices: np.ndarray, layers: Sequence[str], device: torch.device
+    ) -> Iterator[tuple[np.ndarray, torch.Tensor, Features]]:
+        """Yield the indices of some images, their pixels (b, 3, H, W) and their features of some layers."""
         for chosen in np.array_split(indices, math.ceil(len(indices) / _BATCH)):
-            features = {layer: torch.from_numpy(self._arrays[layer][chosen]) for layer in self.layers}
-            yield chosen, torch.from_numpy(self._arrays["image"][chosen]), features
-
-    def _path(self, name: str) -> Path:
-        return Path(self._folder.name, f"{name}.bin")
-
-    def _write(self, file: BinaryIO, value: torch.Tensor) -> None:
-        try:
-            file.write(value.cpu().contiguous().numpy().data)
-            file.flush()
-        except OSError as error:
-            raise UserError(
-                f"Cannot keep the features in {self._folder.name} ({error.strerror}): an image takes "
-                f"{value[0].nbytes / 1e6:.1f} MB a layer. Free some space, or choose another cache_folder."
-            ) from error
+            features = {layer: self._features[layer].photos(chosen).to(device) for layer in layers}
+            yield chosen, self._images.photos(chosen).to(device), features
