@@ -400,3 +400,20 @@ def test_table_without_thresholds_or_maps():
 def test_import_loads_neither_torch_nor_anomalib():
     code = "import sys, padim_bottle.evaluation.metrics; sys.exit(bool({'torch', 'anomalib'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_aupimo_looks_at_good_images_only():
+    """Noise finds nothing. With a constant added to the maps of defective images AUPIMO is 1, AUPRO and AP are not."""
+    rng = np.random.default_rng(0)
+    masks = np.zeros((40, 128, 128), dtype=bool)
+    masks[20:, 40:60, 40:60] = True
+    noise, labels = rng.random(masks.shape, dtype=np.float32), masks.any(axis=(1, 2))
+    types = ["hole" if label else "good" for label in labels]
+    found = []
+    for constant in (0, 10):
+        maps = noise + constant * labels[:, None, None].astype(np.float32)
+        predictions = Predictions(list(map(str, range(40))), types, labels, maps.max(axis=(1, 2)), maps, masks)
+        found.append(evaluate(predictions, Thresholds(None, None, "none")))
+    assert [metrics["pixel_AUPIMO"] for metrics in found] == pytest.approx([0, 1], abs=1e-3)
+    assert found[1]["pixel_AUPRO"] < 0.5
+    assert found[1]["pixel_AUPR"] < 0.1

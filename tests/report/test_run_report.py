@@ -70,7 +70,7 @@ def folder(tmp_path_factory):
 def test_a_report_names_its_run_and_shows_its_metrics(folder):
     page, metrics = Page(folder / "report.html"), json.loads((folder / "metrics.json").read_text())
     names = (
-        "image_AUROC", "pixel_AUROC", "pixel_AUPRO", "pixel_AUPIMO", "image_F1Score", "image_F1Max",
+        "image_AUROC", "pixel_AUROC", "pixel_AUPR", "pixel_AUPRO", "pixel_AUPIMO", "image_F1Score", "image_F1Max",
         "image_F1Score_anomalib",
     )  # fmt: skip
     assert page.row("an_experiment, seed 0")[1:] == ["resnet18, 32", *(spell(metrics.get(name)) for name in names)]

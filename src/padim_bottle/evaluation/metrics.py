@@ -142,7 +142,10 @@ METRICS = [
         "pixel_AUROC", "pixel AUROC", lambda e: e.pixels and e.pixels.auroc, "pixel",
         headline=True, defect_key="pixel_AUROC",
     ),
-    Metric("pixel_AUPR", "pixel AUPR", lambda e: e.pixels and e.pixels.average_precision, "pixel"),
+    Metric(
+        "pixel_AUPR", "pixel AUPR", lambda e: e.pixels and e.pixels.average_precision, "pixel",
+        headline=True, short="AP",
+    ),
     Metric(
         "pixel_AUPRO", "AUPRO", lambda e: e.pixels and e.pixels.aupro(), "pixel",
         headline=True, defect_key="pixel_AUPRO",

@@ -18,12 +18,13 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 AUPIMO_NOTE = (
     "AUPIMO: how much of a defect is found, image by image, while only 1 in 100,000 to 1 in 10,000 pixels of good "
-    "images light up."
+    "images light up. It looks at good images only, and a constant added to the maps of defective ones makes it 1: "
+    "read it beside AUPRO and AP."
 )
 METRICS_NOTE = (
-    f"AUPRO: to a false positive rate of 0.3. {AUPIMO_NOTE} F1, no defect seen: the threshold is from training images. "
-    "F1Max and anomalib's F1Score are tuned on the test labels, as all published F1 figures are: compare those with "
-    "the last column."
+    "AP: average precision of the pixels. AUPRO: to a false positive rate of 0.3. "
+    f"{AUPIMO_NOTE} F1, no defect seen: the threshold is from training images. F1Max and anomalib's F1Score are tuned "
+    "on the test labels, as all published F1 figures are: compare those with the last column."
 )
 SYNTHETIC = {
     "title": "Synthetic images.",
