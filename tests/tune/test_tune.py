@@ -17,7 +17,7 @@ from padim_bottle.commands.command_line import run_verb
 from padim_bottle.data.defects import add_anomaly
 from padim_bottle.data.images import read_image
 from padim_bottle.data.synthetic import write_bottles
-from padim_bottle.experiment.cli import ExperimentCLI
+from padim_bottle.experiment.config import ExperimentConfig
 from padim_bottle.experiment.train import train
 from padim_bottle.experiment.variants import spell_argument
 from padim_bottle.tune.measure import make_splits, training_paths
@@ -97,7 +97,7 @@ def test_every_setting_is_fitted_on_every_split_in_one_pass(tuned):
 def test_a_fit_is_what_training_on_the_same_photos_gives(workplace, tuned, tmp_path):
     """The held-out photos, damaged, are written as a test set of their own, and the experiment runs as users run it."""
     settings = read_settings(workplace / "tune.yaml")
-    paths = training_paths(ExperimentCLI(workplace / "small.yaml"))
+    paths = training_paths(ExperimentConfig(workplace / "small.yaml"))
     split = make_splits(paths, [None], settings)[1]
     bottle = tmp_path / "data" / "bottle"
     for number in split.fitted:
@@ -136,10 +136,10 @@ def test_the_best_setting_is_a_config_to_use(tuned):
     names = [name for name in METRICS if fits[name].notna().all()]
     best = fits.groupby("setting")[names].mean().mean(axis=1).idxmax()
     assert record["best"] == best == record["settings"][0]["setting"]
-    model = ExperimentCLI(folder / "best.yaml").settings.model.init_args
+    model = ExperimentConfig(folder / "best.yaml").settings.model.init_args
     assert best == f"grids {json.dumps(model.grids)}, layers {json.dumps(model.layers)}".replace('"', "")
     assert model.alpha == 0.2  # what was not tuned is as it was
-    assert ExperimentCLI(folder / "best.yaml").writer_settings.experiment == "demo_synthetic_random_weights_tuned"
+    assert ExperimentConfig(folder / "best.yaml").writer_settings.experiment == "demo_synthetic_random_weights_tuned"
     assert (folder / "anomalies.png").stat().st_size > 1000
     summary = (folder / "summary.md").read_text()
     assert best in summary
@@ -165,7 +165,7 @@ def test_a_plain_folder_of_photos_is_tuned_on_as_any_other_data(workplace, tuned
     same = same[same["setting"].str.endswith("layers [layer1, layer2]") & same["setting"].str.startswith("grids [[")]
     fits = fits[fits["setting"].str.startswith("grids [[")]
     np.testing.assert_allclose(fits[list(METRICS)], same[list(METRICS)], atol=1e-9)
-    best = ExperimentCLI(workplace / "results" / "plain" / "best.yaml")
+    best = ExperimentConfig(workplace / "results" / "plain" / "best.yaml")
     assert best.settings.data.class_path == "padim_bottle.Photos"
     assert Path(best.settings.data.init_args.folder) == photos
     assert f"--photos {photos}" in (workplace / "results" / "plain" / "summary.md").read_text()

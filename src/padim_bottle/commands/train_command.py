@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from padim_bottle.commands.arguments import Override, photo_settings
+from padim_bottle.console import quiet_imports
 from padim_bottle.errors import UnavailableError, UserError
 
 
@@ -39,8 +40,12 @@ def train(
         test (FOLDER): test on these: a folder a defect type, and 'good' for good parts
         fallback (YAML): run this instead where data or weights cannot be had
     """
-    from padim_bottle.experiment.train import train
-    from padim_bottle.experiment.variants import spell_argument
+    from padim_bottle.experiment.config_check import check_config
+
+    check_config(config)
+    with quiet_imports():
+        from padim_bottle.experiment.train import train
+        from padim_bottle.experiment.variants import spell_argument
 
     changes: list[str] = list(overrides)
     if photos is not None:

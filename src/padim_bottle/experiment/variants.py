@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from padim_bottle.console import quiet_imports
 
 if TYPE_CHECKING:
-    from padim_bottle.experiment.cli import ExperimentCLI
+    from padim_bottle.experiment.config import ExperimentConfig
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Variant:
 
     values: dict[str, Any]
     overrides: tuple[str, ...]
-    experiment: "ExperimentCLI"
+    experiment: "ExperimentConfig"
 
 
 def variants_of(
@@ -42,13 +42,13 @@ def variants_of(
         UserError: a key, type or value that the config cannot have.
     """
     with quiet_imports():
-        from padim_bottle.experiment.cli import ExperimentCLI
+        from padim_bottle.experiment.config import ExperimentConfig
 
     for combination in itertools.product(*grid.values()):
         values = dict(zip(grid, combination, strict=True))
         words = ((f"--{key}", spell_argument(value)) for key, value in {**(fixed or {}), **values}.items())
         overrides = tuple(itertools.chain.from_iterable(words))
-        yield Variant(values, overrides, ExperimentCLI(config, overrides))
+        yield Variant(values, overrides, ExperimentConfig(config, overrides))
 
 
 def spell_argument(value: Any) -> str:

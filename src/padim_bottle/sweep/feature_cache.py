@@ -16,7 +16,7 @@ import torch
 from anomalib.data import AnomalibDataModule, ImageBatch
 from torch.utils.data import DataLoader, Dataset
 
-from padim_bottle.experiment.cli import ExperimentCLI
+from padim_bottle.experiment.train import Experiment
 from padim_bottle.model.network import Features, PadimModel
 from padim_bottle.model.padim import Padim
 from padim_bottle.model.store import PhotoStore
@@ -36,7 +36,7 @@ class FeatureCache:
         self._recording: _Recording | None = None
 
     @contextlib.contextmanager
-    def shared(self, experiment: ExperimentCLI) -> Iterator[int | None]:
+    def shared(self, experiment: Experiment) -> Iterator[int | None]:
         """Let a run within the context record its features, or take those that an earlier run recorded to its end.
 
         Args:
@@ -163,7 +163,7 @@ def _replaced(owner: AnomalibDataModule, **methods: Callable[..., Any]) -> Itera
             del vars(owner)[name]
 
 
-def can_share(experiment: ExperimentCLI) -> bool:
+def can_share(experiment: Experiment) -> bool:
     """Return whether seeds of an experiment see the same features, batch by batch, in one pass over all images."""
     model, data, trainer = experiment.model, experiment.datamodule, experiment.settings.trainer
     return (

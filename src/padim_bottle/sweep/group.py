@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from padim_bottle.experiment import train
+from padim_bottle.console import quiet_imports
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ def train_group(
     Yields:
         What became of each run, as soon as it is known.
     """
-    from padim_bottle.sweep.feature_cache import FeatureCache
+    with quiet_imports():
+        from padim_bottle.experiment import train
+        from padim_bottle.sweep.feature_cache import FeatureCache
 
     cache = FeatureCache(cache_folder)
     for run in runs:

@@ -135,7 +135,7 @@ def finished(runs: Sequence[Run]) -> set[Run]:
     Raises:
         UserError: a run folder that was edited by hand.
     """
-    from padim_bottle.experiment.cli import ExperimentCLI
+    from padim_bottle.experiment.config import ExperimentConfig
     from padim_bottle.runs.environment import code_digest
     from padim_bottle.runs.folder import RUN_FILES, read_metrics
 
@@ -155,7 +155,7 @@ def finished(runs: Sequence[Run]) -> set[Run]:
         if recorded == (run.config_sha256, code_digest()):
             data = (run.config, run.overrides)
             if data not in fingerprints:
-                fingerprints[data] = ExperimentCLI(*data).data_fingerprint()
+                fingerprints[data] = ExperimentConfig(*data).data_fingerprint()
             if fingerprints[data] in (fingerprint, None):  # without the data here, the record is trusted
                 done.add(run)
     return done

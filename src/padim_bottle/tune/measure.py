@@ -19,7 +19,7 @@ from padim_bottle.data.photos import Photos
 from padim_bottle.errors import UserError
 from padim_bottle.evaluation.metrics import evaluate
 from padim_bottle.evaluation.predictions import Predictions, Thresholds
-from padim_bottle.experiment.cli import ExperimentCLI
+from padim_bottle.experiment.config import ExperimentConfig
 from padim_bottle.experiment.variants import Variant
 from padim_bottle.model.backbone import FrozenBackbone, feature_layers
 from padim_bottle.model.padim import Padim
@@ -40,7 +40,7 @@ class Split:
     shown: np.ndarray
 
 
-def training_paths(cli: ExperimentCLI) -> list[Path]:
+def training_paths(cli: ExperimentConfig) -> list[Path]:
     """Return the training photos of a config, and fetch the data if they are not there; no test photo is opened.
 
     Raises:
@@ -150,7 +150,7 @@ def measure(
     return pd.DataFrame(rows).astype({"seed": "Int64"})
 
 
-def build_model(cli: ExperimentCLI, seed: int) -> Padim:
+def build_model(cli: ExperimentConfig, seed: int) -> Padim:
     """Build the model of a config with another seed.
 
     Raises:
@@ -228,7 +228,7 @@ def _fit_and_score(
     return {name: metrics[name] for name in METRICS}
 
 
-def device_of(cli: ExperimentCLI) -> torch.device:
+def device_of(cli: ExperimentConfig) -> torch.device:
     """Return where a config computes: a GPU, if there is one and the config has nothing against it."""
     wanted = cli.settings.trainer.accelerator in ("auto", "gpu", "cuda")
     return torch.device("cuda" if wanted and torch.cuda.is_available() else "cpu")
