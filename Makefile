@@ -12,6 +12,9 @@ WORKERS ?= -n 2 --dist loadfile
 # Offline and on the CPU; one thread a process, as some tests start several.
 TEST_ENVIRONMENT := CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
+# A file whose recipe failed half-way is removed, or it would block every later make.
+.DELETE_ON_ERROR:
+
 .PHONY: run demo test test-fast test-lowest lint gpu-check clean
 
 run: $(VENV)/.installed
@@ -44,7 +47,7 @@ clean:
 	rm -rf $(VENV) .venv-lowest .*_cache .hypothesis .coverage
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 
 $(VENV)/.installed: requirements.txt pyproject.toml | $(VENV)/bin/python
 	@echo "Installing requirements.txt into $(VENV) (once; a minute or a few) ..."

@@ -10,6 +10,16 @@ import torch
 from timm.models import save_for_hf
 
 from padim_bottle.data.synthetic import write_bottles
+from padim_bottle.places import data_root, weights_folders
+
+ROOT = Path(__file__).parents[1]
+# Data and weights that lie at a default place of this checkout are found wherever a test runs.
+for name, folder in (
+    ("MVTEC_AD_ROOT", data_root(ROOT)),
+    ("PADIM_WEIGHTS_DIR", next(filter(Path.is_dir, weights_folders(ROOT)), None)),
+):
+    if folder is not None and folder.is_dir():
+        os.environ.setdefault(name, str(folder.resolve()))
 
 TINY = {"size": 64, "train_good": 12, "test_good": 4, "test_per_defect": 3, "seed": 0}
 
@@ -72,7 +82,9 @@ def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason='needs Playwright: pip install -e ".[dev]"')
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
-        pytest.skip("needs a browser: apt-get install chromium")
+        # GitHub's machines have one: a missing one is a fault there.
+        end = pytest.fail if os.environ.get("GITHUB_ACTIONS") else pytest.skip
+        end("needs a browser: apt-get install chromium")
     with playwright.sync_playwright() as driver:
         # Chromium's sandbox does not work for root.
         root = hasattr(os, "geteuid") and os.geteuid() == 0

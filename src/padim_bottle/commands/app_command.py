@@ -14,8 +14,10 @@ NO_RECORDS = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"
 
 
 def app(*, model: list[Path], images: Path | None = None, port: Positive | None = None, share: bool = False) -> None:
-    """Try fitted models in a browser: drop or take a photo, or pick a good one, draw a defect on it, and see each
-    model's heatmap, verdict and p-value, at any false-alarm rate.
+    """Try fitted models in a browser.
+
+    Drop or take a photo, or pick a good one, draw a defect on it, and see each model's heatmap, verdict and p-value, at
+    any false-alarm rate.
 
     The page is for this machine alone, needs no network and keeps no photo. --share opens it to everybody who knows the
     address of a tunnel through Gradio's servers. Ctrl-C ends it.

@@ -16,10 +16,10 @@ def export(
     output: Path | None = None,
     images: Path | None = None,
 ) -> int:
-    """Export a fitted model, with its preprocessing, thresholds and p-value inside, and prove the copies.
+    """Export a fitted model, and prove the copies.
 
     Writes
-      <run>/export/{onnx,openvino}/   the model and its card, model.json
+      <run>/export/{onnx,openvino}/   the model, with preprocessing, thresholds and p-value, and its card, model.json
       <run>/export/report.json        the proof: every exported model and the checkpoint judge the test images
 
     --precision bfloat16 or int8 (OpenVINO alone) makes a faster model, in <run>/export/openvino_<precision>/: its

@@ -31,8 +31,9 @@ def predict(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     threads: Positive | None = None,
 ) -> int:
-    """Judge photos with a fitted model: path, score, p-value (how often a good photo scores at least this high) and
-    verdict, a line a photo.
+    """Judge photos with a fitted model.
+
+    Prints a line a photo: path, score, p-value (how often a good photo scores at least this high) and verdict.
 
     Exit code: 0 all good, 1 some anomalous, 2 something could not be read (it is named; the rest is judged all the
     same).

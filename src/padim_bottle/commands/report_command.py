@@ -6,8 +6,10 @@ from padim_bottle.errors import UserError
 
 
 def report(*folders: Path) -> None:
-    """Draw the figures of finished runs again and write their report.html, or write the report.html that compares the
-    experiments and seeds of a folder of results. Nothing is computed anew.
+    """Write report.html again, of finished runs or of all in a folder.
+
+    Of a run its figures are drawn again, too; of an experiment or a folder of results the page compares experiments and
+    seeds. Nothing is computed anew.
 
     Args:
         folders (FOLDER): a run (results/<experiment>/seed_<n>), an experiment (results/<experiment>), or all (results)

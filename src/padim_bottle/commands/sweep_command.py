@@ -14,8 +14,9 @@ def sweep(
     shard: str | None = None,
     dry_run: bool = False,
 ) -> int:
-    """Run experiments over seeds and grids of settings, then compare them. A finished run is not done again, so a sweep
-    that was stopped goes on where it was.
+    """Run experiments over seeds and grids of settings, then compare them.
+
+    A finished run is not done again, so a sweep that was stopped goes on where it was.
 
     Exit code: 0, 1 where a run failed, 2 for an error that you can mend, 130 when interrupted.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from padim_bottle.commands.arguments import photo_settings
 from padim_bottle.console import quiet_imports
 from padim_bottle.errors import UserError
+from padim_bottle.places import find_config
 
 
 def tune(
@@ -42,6 +43,7 @@ def tune(
 
     from padim_bottle.tune.settings import candidates_of, name_of, read_grid, read_settings
 
+    config, settings = find_config(config), find_config(settings)
     chosen = read_settings(settings)
     chosen.results = results or chosen.results
     values = read_grid(grid or [])

@@ -1,7 +1,6 @@
 """anomalib's MVTec AD data module: fetched by the category, verified, read once at the model's size."""
 
 import logging
-import os
 from pathlib import Path
 
 import anomalib.data
@@ -13,6 +12,7 @@ from padim_bottle.data.dataset import OrderedLoading, PhotoDataset, check_at_lea
 from padim_bottle.data.download import download_category
 from padim_bottle.data.layout import CATEGORIES, find_files, verify_category
 from padim_bottle.data.listing import left_out
+from padim_bottle.places import data_root
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class MVTecAD(OrderedLoading, anomalib.data.MVTecAD):
 
     Args:
         root: Folder that holds the categories. Null: the environment variable MVTEC_AD_ROOT, and without it
-            ``datasets/MVTecAD``.
+            ``datasets/MVTecAD`` (:func:`padim_bottle.places.data_root`).
         category: One of the 15 categories, or the name of a folder of one's own.
         train_batch_size: Images in a training batch. PaDiM's result does not depend on it.
         eval_batch_size: Images in a validation or test batch.
@@ -71,7 +71,7 @@ class MVTecAD(OrderedLoading, anomalib.data.MVTecAD):
         check_at_least(1, train_batch_size=train_batch_size, eval_batch_size=eval_batch_size)
         check_at_least(0, num_workers=num_workers or 0)
         super().__init__(
-            root=Path(root or os.environ.get("MVTEC_AD_ROOT") or "datasets/MVTecAD").expanduser(),
+            root=Path(root).expanduser() if root else data_root(),
             category=category,
             train_batch_size=train_batch_size,
             eval_batch_size=eval_batch_size,

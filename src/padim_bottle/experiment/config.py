@@ -37,11 +37,10 @@ class ExperimentConfig:
     """
 
     def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
-        check_config(path)
-        self.path = path
+        self.path = check_config(path)
         self.parser = stock_parser()
         with in_one_line(path):
-            parsed = self.parser.parse_args(["--config", str(path), *overrides])
+            parsed = self.parser.parse_args(["--config", str(self.path), *overrides])
         self.settings: Namespace = update_config(parsed)
         model = self.settings.model
         # The paper's number of features, for which anomalib's Padim has no default.

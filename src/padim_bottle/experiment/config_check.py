@@ -6,14 +6,19 @@ from typing import Any
 import yaml
 
 from padim_bottle.errors import UserError, in_a_line
+from padim_bottle.places import find_config
 
 
-def check_config(path: Path) -> None:
+def check_config(path: Path) -> Path:
     """Refuse a config that is no YAML mapping or holds a key twice.
+
+    Returns:
+        Where it is, see ``find_config``.
 
     Raises:
         UserError: what is wrong with it, and in which line.
     """
+    path = find_config(path)
     if not path.is_file():
         raise UserError(f"There is no config file {path}.")
     try:
@@ -29,6 +34,7 @@ def check_config(path: Path) -> None:
         raise UserError(f"{path}: {in_a_line(error)}.") from error
     if not isinstance(settings, dict):
         raise UserError(f"{path}: it holds no settings ('key: value').")
+    return path
 
 
 def read_structured(path: Path, kind: type) -> Any:
@@ -40,7 +46,7 @@ def read_structured(path: Path, kind: type) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    check_config(path)
+    path = check_config(path)
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.load(path)))
     except (OmegaConfBaseException, ValueError, TypeError) as error:

@@ -199,6 +199,7 @@ def weights_for_timm() -> Iterator[list[Weights]]:
 def _use_our_copy(data: AnomalibDataModule) -> None:
     """Let anomalib's own MVTec AD read the copy that ours finds, fetches and verifies."""
     if type(data) is anomalib.data.MVTecAD:
-        ours = MVTecAD(os.environ.get("MVTEC_AD_ROOT") or data.root, data.category)
+        named_elsewhere = os.environ.get("MVTEC_AD_ROOT") or not Path(data.root).is_dir()
+        ours = MVTecAD(None if named_elsewhere else data.root, data.category)
         ours.prepare_data()
         data.root = ours.root

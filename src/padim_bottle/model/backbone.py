@@ -9,7 +9,6 @@ A backbone is named as timm names it, tag included (``resnet18.tv_in1k``). Its w
 Only safetensors files are read: a pickle from a stranger can run code, a safetensors file cannot.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from anomalib.models.components import TimmFeatureExtractor
 
 from padim_bottle.errors import UnavailableError, UserError, in_a_line
 from padim_bottle.files import sha256
+from padim_bottle.places import weights_folders
 
 # Table I of the PaDiM paper (Defard et al. 2021): R18-Rd100 and WR50-Rd550.
 PAPER_N_FEATURES = {"resnet18": 100, "wide_resnet50_2": 550}
@@ -91,7 +91,7 @@ def locate_weights(backbone: str) -> tuple[str, Weights]:
         return backbone, Weights(folder.name, "folder", _digest(folder))
 
     name = full_name(backbone)
-    roots = [Path(root) for root in (os.environ.get("PADIM_WEIGHTS_DIR"), "weights") if root]
+    roots = weights_folders()
     for root in roots:
         folder = root / name
         if folder.is_dir():
@@ -245,9 +245,8 @@ def _download(name: str, roots: Sequence[Path]) -> Path:
         return Path(snapshot_download(repository, allow_patterns=["config.json", "model.safetensors"]))
     except Exception as error:
         # huggingface_hub raises a dozen kinds of errors here; for the user they are one.
-        looked = " or ".join(str(root / name) for root in roots)
         raise UnavailableError(
-            f"No weights for {name}: no folder {looked}, and the Hugging Face hub ({repository}) did not "
+            f"No weights for {name}: no folder {roots[0] / name}, and the Hugging Face hub ({repository}) did not "
             f"answer ({in_a_line(error)}). Either connect to the internet and run again, or put config.json and "
-            f"model.safetensors into {roots[-1] / name} (PADIM_WEIGHTS_DIR names another place)."
+            f"model.safetensors into {roots[0] / name} (PADIM_WEIGHTS_DIR names another place)."
         ) from error
