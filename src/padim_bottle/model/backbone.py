@@ -246,7 +246,7 @@ def _download(name: str, roots: Sequence[Path]) -> Path:
     except Exception as error:
         # huggingface_hub raises a dozen kinds of errors here; for the user they are one.
         raise UnavailableError(
-            f"No weights for {name}: no folder {roots[0] / name}, and the Hugging Face hub ({repository}) did not "
+            f"No weights for {name}: no folder {looked}, and the Hugging Face hub ({repository}) did not "
             f"answer ({in_a_line(error)}). Either connect to the internet and run again, or put config.json and "
-            f"model.safetensors into {roots[0] / name} (PADIM_WEIGHTS_DIR names another place)."
+            f"model.safetensors into {Path('weights', name)} (PADIM_WEIGHTS_DIR names another place)."
         ) from error
