@@ -62,7 +62,7 @@ class ExperimentConfig:
         if not model.class_path.startswith("padim_bottle."):
             return True
         chosen = model.init_args
-        return is_random(chosen.backbone, chosen.layers, chosen.n_features, chosen.reduction, chosen.grids)
+        return is_random(chosen.backbone, chosen.layers, chosen.n_features, chosen.grids)
 
     @property
     def seed(self) -> int | bool | None:

@@ -245,6 +245,7 @@ def _download(name: str, roots: Sequence[Path]) -> Path:
         return Path(snapshot_download(repository, allow_patterns=["config.json", "model.safetensors"]))
     except Exception as error:
         # huggingface_hub raises a dozen kinds of errors here; for the user they are one.
+        looked = " or ".join(str(root / name) for root in roots)
         raise UnavailableError(
             f"No weights for {name}: no folder {looked}, and the Hugging Face hub ({repository}) did not "
             f"answer ({in_a_line(error)}). Either connect to the internet and run again, or put config.json and "
