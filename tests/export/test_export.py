@@ -1,7 +1,9 @@
 """Exported models: the same predictions, proven, and what happens to those that are not the same."""
 
 import json
+import math
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,17 +12,18 @@ import pandas as pd
 import pytest
 import torch
 from small_run import train_small
+from soak import CARD, write_photo
 from torchvision.transforms.v2 import Resize
 
 from padim_bottle.commands.command_line import run_verb
 from padim_bottle.data.images import read_image
 from padim_bottle.errors import UserError
 from padim_bottle.export.formats import PACKAGES, export
-from padim_bottle.export.proof import SCORE_TOLERANCE, differences, proven
-from padim_bottle.predict.antialiased_resize import AntialiasedResize
+from padim_bottle.export.proof import SCORE_TOLERANCE, ProofPhotos, differences, prove, proven
 from padim_bottle.predict.card import MODEL_FILES
+from padim_bottle.predict.end_to_end import AntialiasedResize
 from padim_bottle.predict.photo_resize import resize_photo
-from padim_bottle.predict.predictor import ImagePrediction, load_predictor
+from padim_bottle.predict.predictor import ImagePrediction, Predictor, load_predictor
 
 pytestmark = pytest.mark.slow
 
@@ -194,10 +197,41 @@ def test_one_verdict_or_a_thousandth_of_a_score_is_too_much():
     assert proven(differences(same, [prediction(0.3), prediction(0.9009)]))
     assert not proven(differences(same, [prediction(0.3), prediction(0.8989)]))
     assert not proven(differences(same, [prediction(0.3, anomalous=False), prediction(0.9)]))
+    # In any order, which Python's own maximum depends on.
+    for other in ([prediction(math.nan), prediction(0.9)], [prediction(0.3), prediction(math.nan)]):
+        assert not proven(differences(same, other))
+    blind = replace(prediction(0.3), anomaly_map=np.full((2, 2), np.nan, np.float32))
+    assert not proven(differences(same, [blind, prediction(0.9)]))
     other = ImagePrediction(1.5, 0.3, 0.25, True, np.array([[0, 0.5], [0, 0]], np.float32), np.ones((2, 2), bool))
     assert differences(same, [other, same[1]]) == {
         "verdicts": 0, "normalised_score": 0.0, "score": 0.5, "p_value": 0.25, "anomaly_map": 0.5, "mask_pixels": 4,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("steepness", "offset", "passed"),
+    [(1, 0, True), (1, 3e-6, True), (1, 0.01, False), (1e4, 1e-6, True), (1e4, 1e-3, False)],
+)
+def test_a_copy_may_differ_as_far_as_the_checkpoint_does_by_rounding(tmp_path, monkeypatch, steepness, offset, passed):
+    """Scores explode where a background never varies: of a synthetic run without test images, say."""
+
+    def model(offset):
+        def run(photos):
+            scores = 0.5 + steepness * (photos[:, 0, 0, 0] - 128 / 255 + offset)[:, None]
+            maps = np.zeros((len(photos), 1, 8, 8), np.float32)
+            normalised = 0.5 + 0.5 * (scores - 1) / (1 + np.abs(scores - 1))
+            return {"raw_score": scores, "pred_score": normalised, "anomaly_map": maps, "pred_mask": maps > 0}
+
+        return Predictor("stub", {**CARD, "thresholds": {"image": 1.0, "image_scale": 1.0}}, run)
+
+    photos = [write_photo(tmp_path / f"{i}.png", 128) for i in range(5)]
+    (tmp_path / "model.ckpt").touch()
+    monkeypatch.setattr(
+        "padim_bottle.export.proof.load_predictor", lambda path: model(offset if path == tmp_path else 0)
+    )
+    report = prove(tmp_path / "model.ckpt", {"onnx": tmp_path}, ProofPhotos(photos, None))
+    assert report["passed"] == passed
+    assert (report["tolerance"]["normalised_score"] > SCORE_TOLERANCE) == (steepness > 1)
 
 
 @pytest.mark.skipif(bool(MISSING["onnx"]), reason="needs ONNX Runtime")

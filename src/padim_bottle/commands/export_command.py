@@ -52,9 +52,10 @@ def export(
     output = output or checkpoint.parent / "export"
     photos = find_proof_photos(checkpoint.parent, images)
     training = find_training_photos(checkpoint.parent) if lowered else []
+    path = output / (f"report_{precision}.json" if lowered else "report.json")
+    path.unlink(missing_ok=True)  # a proof is of these copies or of none
     folders = export(checkpoint, formats, output, precision, training)
     report = prove(checkpoint, folders, photos, precision)
-    path = output / (f"report_{precision}.json" if lowered else "report.json")
     write_whole(path, json.dumps(report, indent=2) + "\n")
     print_report(report, path)
     return 0 if report["passed"] else 1

@@ -56,6 +56,7 @@ class Predictor:
         confidence: keep that rate, or that of the training, with this confidence.
 
     Attributes:
+        run: the model itself.
         rule: turns image scores into p-values and verdicts.
         size: height and width that ``prepare`` brings photos to; empty to leave that to the model.
     """
@@ -72,7 +73,7 @@ class Predictor:
         self.name = name
         self.card = card
         self.digest = digest
-        self._run = run
+        self.run = run
         self.size = card["input"]["model_size"]
         self._trained = Rule.of_card(card)
         self.rule = self._trained
@@ -99,7 +100,7 @@ class Predictor:
             return [prediction for photo in photos for prediction in self.predict_prepared([photo])]
         if not photos:
             return []
-        outputs = self._run(np.stack(photos))
+        outputs = self.run(np.stack(photos))
         rows = [dict(zip(outputs, values, strict=True)) for values in zip(*outputs.values(), strict=True)]
         return [self._prediction(row) for row in rows]
 
