@@ -371,6 +371,22 @@ class TestReport:
         assert "pixel AUPR " not in text
         assert "nan" not in text.lower()
 
+    def test_runs_without_test_images_are_rows_of_dashes(self, tmp_path):
+        tested = recorded_runs.write_run(tmp_path / "tested" / "seed_0").parent
+        untested = recorded_runs.without_test_images(recorded_runs.write_run(tmp_path / "untested" / "seed_0")).parent
+        (untested / "seed_0" / "predictions.csv").write_text("image_path,defect_type,label,score,predicted_label\n")
+        runs = read_runs([tested, untested])
+        assert not runs.problems
+        rows = table_rows(report(runs))
+        for metric in ("image AUROC", "F1 at the run's own threshold", "AUPRO"):
+            assert any(
+                row.startswith(f"| {metric} | untested (SYNTHETIC") and row.endswith("| - | - | 0 |") for row in rows
+            )
+        text = report(read_runs([untested]))
+        assert "There were no test images" in text
+        assert not any(row.startswith("| image AUROC") for row in table_rows(text))
+        assert run_verb("compare", [str(tested), str(untested), "--output", str(tmp_path)]) == 0
+
     def test_runs_without_a_threshold(self, tmp_path):
         write_run(tmp_path / "a", 0, threshold=None)
         text = write_comparison([tmp_path / "a"]).read_text()

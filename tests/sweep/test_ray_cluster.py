@@ -1,6 +1,7 @@
 """A sweep on a real Ray cluster of two nodes, all on the loopback."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -126,6 +127,24 @@ def test_a_cluster_gives_the_local_results_though_a_worker_is_killed(cluster, wo
 def test_a_finished_run_is_not_sent_out_again(cluster, workplace, capfd):
     assert run_verb("sweep", ["--config", "sweep.yaml", "--seeds", "0-3", "--results", "remote", "--dry-run"]) == 0
     assert "4 runs, 4 of them done" in capfd.readouterr().out
+
+
+def test_a_full_disk_of_the_driver_fails_the_run_that_met_it_and_no_other(cluster, workplace, monkeypatch, capfd):
+    from padim_bottle.sweep import ray_cluster
+
+    put = ray_cluster._put_in_place
+
+    def full(files, folder):
+        if folder.name == "seed_0":
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+        put(files, folder)
+
+    monkeypatch.setattr(ray_cluster, "_put_in_place", full)
+    arguments = ["--config", "sweep.yaml", "--seeds", "0-1", "--results", "full", "--ray", cluster.address]
+    assert run_verb("sweep", arguments) == 1
+    (folder,) = Path("full").glob("demo*")
+    assert {path.name for path in folder.glob("seed_*")} == {"seed_0.failed.json", "seed_1"}
+    assert "No space left" in json.loads((folder / "seed_0.failed.json").read_text())["error"]
 
 
 def test_more_cpus_than_any_node_has_are_refused(cluster, workplace, capsys):

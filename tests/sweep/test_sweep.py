@@ -141,10 +141,14 @@ def test_a_sweep_leaves_runs_and_a_comparison(swept):
     assert len({json.dumps(read(swept / f"seed_{seed}")["calibration"]) for seed in range(3)}) == 3
 
 
-def test_finished_runs_are_not_done_again(swept, monkeypatch, capsys):
+def test_finished_runs_are_not_done_again_and_what_killed_ones_left_goes(swept, monkeypatch, capsys):
+    killed = "import sys; from padim_bottle.runs.folder import *; partial_folder(Path(sys.argv[1])).mkdir()"
+    subprocess.run([sys.executable, "-c", killed, swept / "seed_1"], check=True)
+    assert list(swept.glob(".seed_1.*"))
     monkeypatch.setattr(sweeps, "train_group", pytest.fail)
     assert run_verb("sweep", ["--config", "sweep.yaml", "--seeds", "0-2", "--results", "swept"]) == 0
     assert "0 runs to do, 3 done already" in capsys.readouterr().err
+    assert not list(swept.glob(".seed_1.*"))
 
 
 @pytest.mark.parametrize("change", ["code", "data", "config"])
@@ -168,18 +172,6 @@ def test_where_the_data_are_not_the_record_of_a_run_is_trusted(swept, workplace,
     finally:
         (workplace / "elsewhere").rename(workplace / "datasets")
     assert "3 runs, 3 of them done" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("traceback", "line"),
-    [
-        ("", "an error without a message"),
-        ("Traceback ...\nMemoryError\n", "MemoryError"),
-        ("Traceback ...\npadim_bottle.errors.UserError: seeds: none.", "seeds: none."),
-    ],
-)
-def test_an_error_is_told_by_its_last_line_if_it_has_one(traceback, line):
-    assert sweeps._in_a_line(traceback) == line
 
 
 def test_a_dry_run_lists_and_writes_nothing(swept, capsys):
@@ -335,6 +327,18 @@ def test_a_killed_sweep_goes_on_where_it_was(workplace):
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
     assert not Path("killed", ".sweep").exists()
     assert all((folder / name).stat().st_ino == inode for name, inode in finished.items())
+
+
+def test_a_sweep_over_photos_without_test_photos_knows_its_runs_and_compares_them(workplace, bottles, capsys):
+    photos = {"class_path": "padim_bottle.Photos", "init_args": {"folder": str(bottles / "bottle" / "train" / "good")}}
+    arguments = [*write_sweep("own.yaml", seeds=[0, 1], overrides={**NO_REPORT, "data": photos}), "--results", "own"]
+    assert run_verb("sweep", arguments) == 0
+    runs = pd.read_csv(Path("own", NAME, "summary.csv")).query("row == 'run'")
+    assert list(runs["seed"]) == [0, 1]
+    assert runs["image_AUROC"].isna().all() and (runs["image_threshold"] > 0).all()
+    capsys.readouterr()
+    assert run_verb("sweep", [*arguments, "--dry-run"]) == 0
+    assert "2 runs, 2 of them done" in capsys.readouterr().out
 
 
 def test_shards_divide_a_sweep_and_a_comparison_joins_them(workplace, capsys):

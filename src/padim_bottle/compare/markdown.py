@@ -1,7 +1,7 @@
 """The comparison of experiments in words and tables: ``summary.md``."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -37,10 +37,11 @@ def report(runs: FinishedRuns) -> str:
     alone = table[table["features_from_seed"].isna()]
     differences, bootstrap, alarms = paired_differences(table), image_bootstrap(table), false_alarms(table)
     compared, categories = differences.dropna(subset="difference"), by_category(table)
+    untested = set(table.loc[table["test_images"] == 0, "experiment"])
     both = table["experiment"].isin({*compared["first"], *compared["second"]})
     tables = {
         "experiments": _experiments_table(table, names),
-        **{kind: _metrics_table(summary, labels(**chosen), names) for kind, chosen in METRICS_OF.items()},
+        **{kind: _metrics_table(summary, labels(**chosen), names, untested) for kind, chosen in METRICS_OF.items()},
         "alarms": _alarms_table(alarms, names),
         "bootstrap": _bootstrap_table(bootstrap, names),
         "defects": _metrics_table(summary, defect_metrics(table), names),
@@ -59,6 +60,7 @@ def report(runs: FinishedRuns) -> str:
         real=is_real(table).all(),
         problems=map(escape_markdown, runs.problems),
         runs=len(table),
+        tested=len(untested) < len(names),
         sources=[escape_markdown(f"{name}: {_sources(table, experiment)}") for experiment, name in names.items()],
         thresholds=table["image_F1Score"].notna().any(),
         good_images=" or ".join((alarms["good_images"] // alarms["seeds"]).astype(str).unique()),
@@ -264,26 +266,28 @@ def _differences_table(compared: pd.DataFrame, names: dict[str, str]) -> Table:
 def _resources_table(summary: pd.DataFrame, names: dict[str, str]) -> Table:
     in_bytes = summary["metric"].str.endswith("_bytes")
     summary.loc[in_bytes, ["mean", "std", "low", "high"]] /= 2**20
-    return _metrics_table(summary, RESOURCES, names, "{:.1f}".format)
+    return _metrics_table(summary, RESOURCES, names, number="{:.1f}".format)
 
 
 def _metrics_table(
     summary: pd.DataFrame,
     labels: dict[str, str],
     names: dict[str, str],
+    untested: Collection[str] = (),
     number: Callable[[float], str] = "{:.4f}".format,
 ) -> Table:
-    rows = [
-        Row([
-            label,
-            names[row.experiment],
-            f"{number(row.mean)} ± {figure(row.std, number) or DASH}",
-            _interval(row.low, row.high, number),
-            str(row.seeds),
-        ])
-        for metric, label in labels.items()
-        for row in summary[summary["metric"] == metric].itertuples()
-    ]  # fmt: skip
+    """Return a row for each metric and experiment that has it; dashes for ``untested`` ones, where others have it."""
+    rows = []
+    for metric, label in labels.items():
+        of_metric = {row.experiment: row for row in summary[summary["metric"] == metric].itertuples()}
+        for experiment in names if of_metric else ():
+            if row := of_metric.get(experiment):
+                spelled = f"{number(row.mean)} ± {figure(row.std, number) or DASH}"
+                rows.append(
+                    Row([label, names[experiment], spelled, _interval(row.low, row.high, number), str(row.seeds)])
+                )
+            elif experiment in untested:
+                rows.append(Row([label, names[experiment], None, None, "0"]))
     return Table(["metric", "experiment", "mean ± SD", "95 % interval", "seeds"], rows)
 
 

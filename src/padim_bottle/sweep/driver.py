@@ -5,7 +5,6 @@ Heavy imports are inside the functions.
 
 import contextlib
 import json
-import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from padim_bottle.errors import UserError
 from padim_bottle.files import write_whole
+from padim_bottle.runs.folder import failure_record, remove_abandoned
 from padim_bottle.sweep.group import Outcome, Run, train_group
 from padim_bottle.sweep.plan import SweepSettings, finished, in_groups, in_shard, plan
 
@@ -48,6 +48,8 @@ def sweep(settings: SweepSettings, shard: str | None = None) -> int:
         raise UserError(f"Cannot write results to {root}: {error}.") from error
     with held:
         shutil.rmtree(workplace, ignore_errors=True)  # of a sweep that was killed
+        for run in planned:
+            remove_abandoned(run.folder)
         done = finished(planned)
         groups = in_groups([run for run in planned if run not in done], settings.group_size)
         try:
@@ -55,7 +57,7 @@ def sweep(settings: SweepSettings, shard: str | None = None) -> int:
         finally:
             shutil.rmtree(workplace, ignore_errors=True)
         for failure in failures:
-            print(f"failed: {failure.run}: {_in_a_line(failure.error)}", file=sys.stderr)
+            print(f"failed: {failure.run}: {failure.error}", file=sys.stderr)
         if shard is None:
             _compare(planned)
         else:
@@ -102,13 +104,11 @@ def _work_off(groups: Sequence[Sequence[Run]], done: int, settings: SweepSetting
 
 
 def _record_failure(outcome: Outcome) -> None:
-    from padim_bottle.runs.folder import failure_record
-
     record = {
         "experiment": outcome.run.experiment,
         "seed": outcome.run.seed,
-        "error": _in_a_line(outcome.error),
-        "traceback": outcome.error,
+        "error": outcome.error,
+        "traceback": outcome.traceback,
         "failed": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     path = failure_record(outcome.run.folder)
@@ -131,12 +131,3 @@ def _compare(runs: Sequence[Run]) -> None:
             print(write_sweep_report(folders, summary.parent))
         except Exception as error:  # the numbers are in the summary
             print(f"report.html could not be written: {type(error).__name__}: {error}", file=sys.stderr)
-
-
-def _in_a_line(text: str | None) -> str:
-    """Return what a traceback says was wrong: of an error for people the first line of its message, else the last."""
-    text = text or ""
-    if message := re.findall(r"^padim_bottle\.errors\.\w+: (.*)$", text, re.MULTILINE):
-        return message[-1]
-    lines = text.strip().splitlines() or ["an error without a message"]
-    return lines[-1]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from padim_bottle.console import quiet_imports
+from padim_bottle.errors import explain_failure, in_a_line
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,19 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run: ``error`` is ``None``, or the traceback of what went wrong."""
+    """What became of a run: why it failed, in a line and with its traceback, or neither."""
 
     run: Run
     seconds: float
     error: str | None = None
+    traceback: str | None = None
+
+    @classmethod
+    def failed(cls, run: Run, error: BaseException, seconds: float = 0) -> "Outcome":
+        """Return that an error ended a run."""
+        name, said = type(error).__name__, in_a_line(error)
+        line = explain_failure(error) or (name if said == name else f"{name}: {said}")
+        return cls(run, seconds, line, "".join(traceback.format_exception(error)))
 
 
 def train_group(
@@ -73,7 +82,7 @@ def train_group(
     cache = FeatureCache(cache_folder)
     for run in runs:
         started = time.perf_counter()
-        error = None
+        failure: Exception | None = None
         experiment: Any = None
         try:
             experiment = train.build(
@@ -83,8 +92,10 @@ def train_group(
             with cache.shared(experiment) as seed:
                 experiment.results_writer.features_from_seed = seed
                 train.run(experiment)
-        except Exception:  # whatever it is, the other runs go on
-            error = traceback.format_exc()
-        experiment = None
+        except Exception as error:  # whatever it is, the other runs go on
+            failure = error
+        seconds = time.perf_counter() - started
+        outcome = Outcome(run, seconds) if failure is None else Outcome.failed(run, failure, seconds)
+        experiment = failure = None
         gc.collect()  # a trainer and its model refer to each other
-        yield Outcome(run, time.perf_counter() - started, error)
+        yield outcome

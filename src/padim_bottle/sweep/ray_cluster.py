@@ -9,7 +9,6 @@ import contextlib
 import os
 import shutil
 import socket
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -94,21 +93,23 @@ def train_on_ray(groups: Sequence[Sequence[Run]], num_cpus: float, num_gpus: flo
         except StopIteration:
             continue
         except ray.exceptions.RayTaskError as error:  # raised by the code on the node: it would be again
-            text = "".join(traceback.format_exception_only(error.cause or error))
-            yield from (Outcome(run, 0, text) for run in runs)
+            yield from (Outcome.failed(run, error.cause or error) for run in runs)
         except ray.exceptions.RayError as error:
             if attempt < ATTEMPTS:
                 waiting[send(runs)] = (runs, attempt + 1)
             else:
-                text = f"given up after {ATTEMPTS} attempts: {in_a_line(error)}"
-                yield from (Outcome(run, 0, text) for run in runs)
+                yield from (Outcome.failed(run, error) for run in runs)
         else:
             run = next(run for run in runs if run.seed == parcel.outcome.run.seed)
-            if parcel.outcome.error is None:
-                _put_in_place(parcel.files, run.folder)
             runs.remove(run)
             waiting[stream] = (runs, attempt)
-            yield replace(parcel.outcome, run=run)
+            outcome = replace(parcel.outcome, run=run)
+            if outcome.error is None:
+                try:
+                    _put_in_place(parcel.files, run.folder)
+                except OSError as error:  # of this machine's disk: the other runs go on
+                    outcome = Outcome.failed(run, error, outcome.seconds)
+            yield outcome
 
 
 def _train_on_node(runs: list[Run], config: str, code: str, directory: str) -> Iterator[Parcel]:
