@@ -8,6 +8,8 @@ from scipy import stats
 from padim_bottle.errors import UserError
 from padim_bottle.model.calibration import (
     calibrate,
+    check_parts,
+    dtype_for,
     leave_part_out_distances,
     leave_part_out_z,
     position_statistics,
@@ -25,20 +27,19 @@ def each(count):
 def leave_out(embedding, parts=None):
     gaussians = PatchGaussians()
     gaussians.update(embedding)
-    return leave_part_out_distances(
-        embedding - gaussians.mean,
-        lambda freedom: gaussians.covariance(slice(None), freedom),
-        parts or each(len(embedding)),
-    )
+    count, _, features = embedding.shape
+    factors = gaussians.factorize(slice(None), dtype_for(count, features, embedding.device))
+    return leave_part_out_distances(embedding - gaussians.mean, factors, parts or each(count))
 
 
-def refit_without(embedding, i):
-    """The definition: fit without image i in float64, then measure image i."""
+def refit_without(embedding, i, count):
+    """The definition: fit without image i in float64, with the ridge of all N images, then measure image i."""
     rest = torch.cat([embedding[:i], embedding[i + 1 :]]).double()
     expected = []
     for position in range(embedding.shape[1]):
         x = rest[:, position]
-        covariance = torch.cov(x.T) + COVARIANCE_EPSILON * torch.eye(x.shape[1], dtype=torch.float64)
+        ridge = COVARIANCE_EPSILON * (count - 1) / (len(x) - 1)
+        covariance = torch.cov(x.T) + ridge * torch.eye(x.shape[1], dtype=torch.float64)
         delta = embedding[i, position].double() - x.mean(0)
         expected.append((delta @ torch.linalg.solve(covariance, delta)).sqrt())
     return torch.stack(expected)
@@ -50,7 +51,7 @@ def test_leave_one_out_equals_refitting_without_the_image(count, features):
     embedding = torch.randn(count, 11, features, generator=generator) * torch.logspace(-1, 0.5, features)
     distances = leave_out(embedding)
     for i in (0, 1, count // 2, count - 1):
-        torch.testing.assert_close(distances[i].double(), refit_without(embedding, i), rtol=1e-4, atol=0)
+        torch.testing.assert_close(distances[i].double(), refit_without(embedding, i, count), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize(("count", "features"), [(60, 10), (30, 20), (12, 30)])
@@ -64,7 +65,7 @@ def test_a_part_left_out_equals_refitting_without_all_of_its_photos(count, featu
     for i in (0, 1, 4, 7, count - 1):
         rest = [j for j in range(count) if parts.names[j] != parts.names[i]]
         alone = torch.cat([embedding[i : i + 1], embedding[rest]])
-        torch.testing.assert_close(distances[i].double(), refit_without(alone, 0), rtol=1e-4, atol=0)
+        torch.testing.assert_close(distances[i].double(), refit_without(alone, 0, count), rtol=1e-4, atol=0)
 
 
 def test_a_part_left_out_z_equals_standardising_by_the_maps_of_the_others():
@@ -87,7 +88,7 @@ def test_leave_one_out_distances_exceed_the_training_distances():
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_fewer_than_three_images_are_refused(count):
     with pytest.raises(UserError, match=f"at least 3 training images, found {count}"):
-        leave_part_out_distances(torch.zeros(count, 4, 2), lambda _: torch.eye(2).repeat(4, 1, 1), each(count))
+        check_parts(each(count))
 
 
 def test_identical_training_images_give_zero_not_nan(caplog):

@@ -3,7 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
-from padim_bottle.model.copies import Copy, exact_copies, near_copies, similarity
+from padim_bottle.model import copies
+from padim_bottle.model.copies import Copy, exact_copies, near_copies
+from padim_bottle.model.store import PhotoStore
 
 
 def test_exact_copies_are_found_by_content(tmp_path):
@@ -14,24 +16,32 @@ def test_exact_copies_are_found_by_content(tmp_path):
     assert exact_copies([*paths, str(tmp_path / "gone.png")]) == [Copy(0, 2, "exact"), Copy(0, 4, "exact")]
 
 
-def test_photos_that_share_what_no_other_has_are_similar():
+def kept(photos):
+    store = PhotoStore()
+    store.append(photos)
+    return store
+
+
+@pytest.mark.parametrize("block", [512, 7])
+def test_photos_that_share_what_no_other_has_are_similar(block, monkeypatch):
+    monkeypatch.setattr(copies, "_BLOCK", block)
     generator = torch.Generator().manual_seed(0)
     spread = torch.logspace(-1, 1, 30)  # a few channels vary most
     photos = torch.randn(100, 6, 30, generator=generator) * spread
     photos[7] = photos[3] + 0.3 * torch.randn(6, 30, generator=generator) * spread
-    assert near_copies(similarity(photos)) == [Copy(3, 7, "near")]
+    assert near_copies(kept(photos)) == [Copy(3, 7, "near")]
 
 
 def test_where_every_part_has_two_photos_each_second_one_is_found():
     generator = torch.Generator().manual_seed(0)
     photos = torch.randn(40, 6, 30, generator=generator)
     both = torch.cat([photos, photos + 0.3 * torch.randn(photos.shape, generator=generator)])
-    assert near_copies(similarity(both)) == [Copy(i, i + 40, "near") for i in range(40)]
+    assert near_copies(kept(both)) == [Copy(i, i + 40, "near") for i in range(40)]
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_photos_that_do_not_differ_at_all_give_no_nonsense(count):
-    assert near_copies(similarity(torch.ones(count, 4, 3))) == []
+    assert near_copies(kept(torch.ones(count, 4, 3))) == []
 
 
 @pytest.mark.real_data
@@ -54,7 +64,7 @@ def test_second_photos_of_real_bottles_are_noticed(mvtec_root, real_weights, mon
     model.model.train()
     for batch in torch.tensor(np.array(photos + second), dtype=torch.float32).permute(0, 3, 1, 2).split(8):
         model.model(normalise(batch))
-    found = {(copy.first, copy.second) for copy in near_copies(model.model.image_similarities())}
+    found = {(copy.first, copy.second) for copy in near_copies(model.model.likenesses)}
     twins = {(i, i + 60) for i in range(60)}
     assert len(found & twins) >= 40
     assert len(found - twins) <= 3

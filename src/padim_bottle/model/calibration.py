@@ -1,22 +1,26 @@
 """Thresholds from good images alone: exact leave-one-out calibration.
 
 A training image's own distance is far too small, because it helped to fit the Gaussian it is measured by. Its
-distance to the Gaussian fitted *without* it has a closed form. At one position, with mean m, scatter
-``S = sum (x_i - m)(x_i - m)^T``, ``delta = x_i - m``:
+distance to the Gaussian fitted *without* it has a closed form, and so has that of a part which was photographed k
+times: it must be left out whole, or its other photos vouch for it.
 
-    mean without i       x_i - m_{-i} = N / (N - 1) delta
-    scatter without i    S_{-i} = S - N / (N - 1) delta delta^T
+The ridge is a fixed scatter. At one position, with mean m and scatter ``S = sum (x_i - m)(x_i - m)^T`` of N images and
+``lambda = eps (N - 1)``, PaDiM's covariance ``S / (N - 1) + eps I`` is ``W / (N - 1)`` with ``W = S + lambda I``. The
+Gaussian without the k images of a part, of which ``r = N - k`` remain, has the same lambda. With the part's deviations
+``D = [x_i - m]`` (d x k), ``1`` the vector of k ones and ``M = I + 1 1^T / r``:
 
-so with ``A = S / (N - 2) + eps I`` and ``c = N / ((N - 1)(N - 2))`` the covariance without i is
-``A - c delta delta^T``, and the Sherman-Morrison formula gives, with ``q = delta^T A^-1 delta``,
+    mean without the part         x_i - m_{-G} = D v_i,   v_i = e_i + 1 / r
+    covariance without the part   (W - D M D^T) / (r - 1)
 
-    d_loo^2 = (N / (N - 1))^2 q / (1 - c q).
+so with ``T = D^T W^-1 D`` (k x k) Woodbury's formula gives
 
-A part that was photographed k times must be left out whole, or its other photos vouch for it. With
-``D = [x_i - m]`` of its photos (d x k), ``r = N - k`` images that remain, ``M = I + 1 1^T / r`` (k x k),
-``A = S / (r - 1) + eps I`` and ``Q = D^T A^-1 D``, Woodbury's formula gives
+    d_i^2 = (r - 1) v_i^T (T + T (M^-1 - T)^-1 T) v_i,   M^-1 = I - 1 1^T / N,
 
-    d_i^2 = v_i^T (Q + Q ((r - 1) M^-1 - Q)^-1 Q) v_i,   v_i = e_i + 1 / r,   M^-1 = I - 1 1^T / N.
+and for k = 1, with ``t = (x_i - m)^T W^-1 (x_i - m)``,
+
+    d_i^2 = (N - 2) (N / (N - 1))^2 t / (1 - N / (N - 1) t).
+
+W is the model's own matrix but for a factor, so the one Cholesky decomposition that fits it serves every part as well.
 
 The leave-one-out scores of M parts behave nearly like the score of a new part, so their order statistics are thresholds
 for a false-alarm rate of about alpha (see ``rule``). This is the jackknife.
@@ -35,7 +39,7 @@ from typing import Any
 import torch
 
 from padim_bottle.errors import UserError
-from padim_bottle.model.gaussian import COVARIANCE_EPSILON, precision_cholesky
+from padim_bottle.model.gaussian import COVARIANCE_EPSILON
 from padim_bottle.model.parts import Parts
 
 logger = logging.getLogger(__name__)
@@ -66,77 +70,65 @@ class Calibration:
     map_std: torch.Tensor
 
 
-def leave_part_out_distances(
-    deltas: torch.Tensor, covariance: Callable[[int], torch.Tensor], parts: Parts
-) -> torch.Tensor:
+def leave_part_out_distances(deltas: torch.Tensor, factors: torch.Tensor, parts: Parts) -> torch.Tensor:
     """Return each image's Mahalanobis distance to the Gaussians fitted without the part that it shows.
 
     Args:
         deltas: (N, P, d), embeddings less the mean of all N images.
-        covariance: returns (P, d, d), ``S / freedom + eps I``, for a number of degrees of freedom.
+        factors: (P, d, d), Cholesky factors of the precision of all N images, in the type to compute in.
         parts: of the N images.
 
     Returns:
         (N, P) distances.
-
-    Raises:
-        UserError: fewer than three parts.
     """
-    check_parts(parts)
-    count = len(deltas)
-    squares = torch.empty(deltas.shape[:2], device=deltas.device)
+    count, positions, features = deltas.shape
+    by_position = deltas.transpose(0, 1)  # (P, N, d)
+    few = count < features and deltas.device.type != "mps"
+    if few:
+        # Fewer images than features: with the Gram matrix K of all images (N x N), T is a block of
+        # I - lambda (K + lambda I)^-1.
+        ridge = COVARIANCE_EPSILON * (count - 1)
+        by_position = by_position.double()
+        kernel = by_position @ by_position.mT
+        kernel.diagonal(dim1=-2, dim2=-1).add_(ridge)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(kernel))
+    else:
+        white = torch.bmm(by_position.to(factors.dtype), factors) / (count - 1) ** 0.5
+    squares = torch.empty(count, positions, device=deltas.device)
     for members in parts.by_size():
-        members = members.to(deltas.device)
-        size = members.shape[1]
-        grams = mahalanobis_grams(deltas, covariance, members, count - size - 1)  # (P, G, k, k)
-        left_out = _leave_one_out(grams[..., 0], count) if size == 1 else _leave_k_out(grams, count)
-        squares[members.flatten()] = left_out.flatten(1).mT.float()
+        members = members.to(deltas.device)  # (G, k)
+        if few:
+            identity = torch.eye(members.shape[1], dtype=inverse.dtype, device=inverse.device)
+            grams = identity - ridge * inverse[:, members[:, :, None], members[:, None, :]]
+        elif members.shape[1] == 1:
+            grams = white.square().sum(-1)[:, members[:, 0], None, None]
+        else:
+            grams = white[:, members] @ white[:, members].mT
+        squares[members.flatten()] = _left_out_squares(grams, count).flatten(1).mT.float()
     return squares.sqrt()
 
 
-def _leave_one_out(q: torch.Tensor, count: int) -> torch.Tensor:
-    c = count / ((count - 1) * (count - 2))
-    return (count / (count - 1)) ** 2 * (q / (1 - c * q).clamp_min(torch.finfo(q.dtype).eps))
+def dtype_for(count: int, features: int, device: torch.device) -> torch.dtype:
+    """Return in which type factors must be computed for N images.
+
+    With few images ``1 - N / (N - 1) t`` is close to 0, and single precision would lose digits of the difference.
+    """
+    return torch.float64 if features <= count < 2 * features and device.type != "mps" else torch.float32
 
 
-def _leave_k_out(grams: torch.Tensor, count: int) -> torch.Tensor:
-    """Return (P, G, k) squared distances of the module's formula; ``Q + Q (B - Q)^-1 Q = B (B - Q)^-1 Q``."""
+def _left_out_squares(grams: torch.Tensor, count: int) -> torch.Tensor:
+    """Return (P, G, k) squared distances of T (P, G, k, k); ``T + T (M^-1 - T)^-1 T = M^-1 (M^-1 - T)^-1 T``."""
     size = grams.shape[-1]
     rest = count - size
+    if size == 1:
+        scale = count / (count - 1)
+        t = grams[..., 0].clamp_min(0)
+        return (rest - 1) * scale**2 * t / (1 - scale * t).clamp_min(torch.finfo(t.dtype).eps)
     identity = torch.eye(size, dtype=grams.dtype, device=grams.device)
-    bound = (rest - 1) * (identity - 1 / count)
+    bound = identity - 1 / count
     v = identity + 1 / rest
     inner = bound @ torch.linalg.solve(bound - grams, grams)
-    return (v @ inner @ v).diagonal(dim1=-2, dim2=-1).clamp_min(0)
-
-
-def mahalanobis_grams(
-    deltas: torch.Tensor, covariance: Callable[[int], torch.Tensor], members: torch.Tensor, freedom: int
-) -> torch.Tensor:
-    """Return ``D^T A^-1 D`` (P, G, k, k) of G parts (G, k), with A the covariance at some degrees of freedom."""
-    count, _, features = deltas.shape
-    by_position = deltas.transpose(0, 1)  # (P, N, d)
-    # With few images 1 - c q is close to 0, and single precision would lose digits of the difference.
-    exact = count < 2 * features and deltas.device.type != "mps"
-    if exact and count < features:
-        # Fewer images than features: with the Gram matrix K = D^T D of all images (N x N),
-        # D^T (S / f + eps I)^-1 D = f (I - f eps (K + f eps I)^-1), since S = D D^T.
-        by_position = by_position.double()
-        kernel = by_position @ by_position.mT
-        kernel.diagonal(dim1=-2, dim2=-1).add_(freedom * COVARIANCE_EPSILON)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(kernel))
-        identity = torch.eye(members.shape[1], dtype=inverse.dtype, device=inverse.device)
-        return freedom * (
-            identity - freedom * COVARIANCE_EPSILON * inverse[:, members[:, :, None], members[:, None, :]]
-        )
-    matrix = covariance(freedom)
-    if exact:
-        by_position, matrix = by_position.double(), matrix.double()
-    white = torch.bmm(by_position, precision_cholesky(matrix))
-    if members.shape[1] == 1:
-        return white.square().sum(-1)[:, members[:, 0], None, None]
-    white = white[:, members]  # (P, G, k, d)
-    return white @ white.mT
+    return (rest - 1) * (v @ inner @ v).diagonal(dim1=-2, dim2=-1).clamp_min(0)
 
 
 def check_parts(parts: Parts) -> None:

@@ -8,13 +8,18 @@ from typing import NamedTuple
 import torch
 
 from padim_bottle.files import sha256
-from padim_bottle.model.calibration import MINIMUM_PARTS, mahalanobis_grams
-from padim_bottle.model.gaussian import COVARIANCE_EPSILON
+from padim_bottle.model.calibration import MINIMUM_PARTS
+from padim_bottle.model.gaussian import COVARIANCE_EPSILON, precision_cholesky
+from padim_bottle.model.store import PhotoStore
 
-# Two photos at least this similar (see ``similarity``) are taken for two of one part. Of 60 and of 110 training bottles
-# with a second photo each, moved by up to 2 pixels and up to 3 % brighter or darker, three quarters and nearly all are;
-# of MVTec's 209 bottles alone three pairs are, of which the first (069 and 070, .82) differs by less than 1 % a pixel.
+# Two photos at least this similar (see ``near_copies``) are taken for two of one part. Of 60 and of 110 training
+# bottles with a second photo each, moved by up to 2 pixels and up to 3 % brighter or darker, three quarters and nearly
+# all are; of MVTec's 209 bottles alone three pairs are, of which the first (069 and 070, .82) differs by less than 1 %
+# a pixel.
 SIMILAR = 0.4
+
+# Photos that are compared at a time.
+_BLOCK = 512
 
 
 class Copy(NamedTuple):
@@ -42,38 +47,54 @@ def exact_copies(paths: Sequence[str]) -> list[Copy]:
     return sorted(found)
 
 
-def near_copies(similarities: torch.Tensor) -> list[Copy]:
+def near_copies(likenesses: PhotoStore) -> list[Copy]:
     """Return each photo that is similar to an earlier one, with the most similar of those.
 
+    Similarity is the cosine of embeddings as the Gaussians see them. Plain distances do not tell: a photo that was
+    moved by two pixels is as far from its twin as from other bottles. What a twin does to the calibration is to share
+    what no other photo has, and the Mahalanobis inner product ``(x_i - m)^T A^-1 (x_j - m)``, summed over positions,
+    weighs just that. Photos of different parts are near 0.
+
+    Memory grows with N only by what is returned: photos are compared block by block.
+
     Args:
-        similarities: (N, N), see ``similarity``.
+        likenesses: embeddings (N, P, d) of all channels at some positions.
     """
-    if len(similarities) < MINIMUM_PARTS:
+    if len(likenesses) < MINIMUM_PARTS:
         return []
-    most = similarities.tril(-1).max(dim=1)
-    return [Copy(int(most.indices[i]), int(i), "near") for i in (most.values >= SIMILAR).nonzero().flatten()]
+    white = _whitened(likenesses)
+    found = []
+    for start in range(0, len(white), _BLOCK):
+        rows = white.photos(slice(start, start + _BLOCK))
+        best, index = torch.full((len(rows),), -torch.inf), torch.zeros(len(rows), dtype=torch.long)
+        for first in range(0, start + 1, _BLOCK):
+            cosines = rows @ (rows if first == start else white.photos(slice(first, first + _BLOCK))).mT
+            if first == start:
+                cosines = cosines.tril(-1)
+            values, indices = cosines.max(dim=1)
+            index = torch.where(values > best, first + indices, index)
+            best = torch.maximum(best, values)
+        similar = (best >= SIMILAR).nonzero().flatten().tolist()
+        found += [Copy(int(index[row]), start + row, "near") for row in similar]
+    return found
 
 
-def similarity(embeddings: torch.Tensor) -> torch.Tensor:
-    """Return how similar N photos are (N, N): the cosine of their embeddings as the Gaussians see them.
-
-    Plain distances do not tell: a photo that was moved by two pixels is as far from its twin as from other bottles.
-    What a twin does to the calibration is to share what no other photo has, and the Mahalanobis inner product
-    ``(x_i - m)^T A^-1 (x_j - m)``, summed over positions, weighs just that. Photos of different parts are near 0.
-
-    Args:
-        embeddings: (N, P, d) of all channels at some positions.
-    """
-    count = len(embeddings)
-    everyone = torch.arange(count, device=embeddings.device)[None]
-    total = torch.zeros(count, count, device=embeddings.device)
-    for position in range(embeddings.shape[1]):
-        deltas = embeddings[:, position : position + 1] - embeddings[:, position].mean(dim=0)
-
-        def covariance(freedom: int, deltas: torch.Tensor = deltas) -> torch.Tensor:
-            scatter = deltas[:, 0].T @ deltas[:, 0]
-            return (scatter / freedom + COVARIANCE_EPSILON * torch.eye(len(scatter), device=scatter.device))[None]
-
-        total += mahalanobis_grams(deltas, covariance, everyone, max(1, count - 2))[0, 0].float()
-    norms = total.diagonal().clamp_min(torch.finfo(total.dtype).tiny).sqrt()
-    return total / norms / norms[:, None]
+def _whitened(likenesses: PhotoStore) -> PhotoStore:
+    """Return N whitened embeddings, all positions in one row of length 1."""
+    count = len(likenesses)
+    means, factors = [], []
+    for position in range(likenesses.shape[0]):
+        embedding = likenesses.block(slice(position, position + 1))[:, 0].double()
+        means.append(embedding.mean(dim=0))
+        delta = embedding - means[-1]
+        covariance = delta.mT @ delta / (count - 1)
+        covariance.diagonal().add_(COVARIANCE_EPSILON)
+        factors.append(precision_cholesky(covariance[None])[0])
+    mean, factor = torch.stack(means), torch.stack(factors)
+    white = PhotoStore()
+    for start in range(0, count, _BLOCK):
+        deltas = likenesses.photos(slice(start, start + _BLOCK)) - mean
+        rows = torch.einsum("npd,pde->npe", deltas, factor).flatten(1)
+        norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-12)
+        white.append((rows / norms).float())
+    return white

@@ -81,23 +81,25 @@ class PatchGaussians(nn.Module):
         self.mean = self.mean.new_empty(0)
         self.precision_cholesky = self.precision_cholesky.new_empty(0)
 
-    def covariance(self, block: slice, count: int) -> torch.Tensor:
-        """Return the regularised covariance matrices of a block of positions, before ``factorize``.
-
-        Args:
-            block: positions.
-            count: degrees of freedom that divide the scatter.
-        """
-        covariance = self.precision_cholesky[block] / count
+    def covariance(self, block: slice) -> torch.Tensor:
+        """Return the regularised covariance matrices of a block of positions, before ``factorize``."""
+        covariance = self.precision_cholesky[block] / (self.count - 1)
         covariance.diagonal(dim1=-2, dim2=-1).add_(COVARIANCE_EPSILON)
         return covariance
 
-    def factorize(self, block: slice) -> None:
-        """Replace the scatter of a block of positions by the Cholesky factor of its precision, in place."""
-        factor = precision_cholesky(self.covariance(block, self.count - 1))
-        if self.storage_dtype == torch.float16:
-            factor = factor.half().float()
-        self.precision_cholesky[block] = factor
+    def factorize(self, block: slice, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Replace the scatter of a block of positions by the Cholesky factor of its precision, in place.
+
+        Args:
+            block: positions.
+            dtype: to compute in.
+
+        Returns:
+            The factors (p, d, d), not rounded to ``storage_dtype``.
+        """
+        factor = precision_cholesky(self.covariance(block).to(dtype))
+        self.precision_cholesky[block] = factor.to(self.storage_dtype)
+        return factor
 
     def distance(self, embedding: torch.Tensor) -> torch.Tensor:
         """Return the Mahalanobis distances (B, P) of embeddings (B, P, d); paper, eq. 2."""

@@ -1,12 +1,10 @@
 """One grid of positions: an embedding and a Gaussian at each of them."""
 
-from functools import partial
-
 import torch
 from torch import nn
 
 from padim_bottle.errors import UserError
-from padim_bottle.model.calibration import leave_part_out_distances
+from padim_bottle.model.calibration import dtype_for, leave_part_out_distances
 from padim_bottle.model.embedding import PatchEmbedding
 from padim_bottle.model.gaussian import PatchGaussians
 from padim_bottle.model.parts import Parts
@@ -70,12 +68,13 @@ class PatchGrid(nn.Module):
         gaussian = self.gaussian
         if gaussian.count < 2:
             raise UserError(f"PaDiM needs at least 2 training images to estimate a covariance, found {gaussian.count}.")
-        positions = gaussian.mean.shape[0]
+        positions, features = gaussian.mean.shape
+        dtype = torch.float32 if parts is None else dtype_for(gaussian.count, features, gaussian.mean.device)
         distances = None if parts is None else torch.empty(gaussian.count, positions, device=gaussian.mean.device)
         for start in range(0, positions, BLOCK):
             block = slice(start, start + BLOCK)
+            factors = gaussian.factorize(block, dtype)
             if parts is not None and distances is not None:
                 deltas = self.embeddings.block(block).to(gaussian.mean.device).sub_(gaussian.mean[block])
-                distances[:, block] = leave_part_out_distances(deltas, partial(gaussian.covariance, block), parts)
-            gaussian.factorize(block)
+                distances[:, block] = leave_part_out_distances(deltas, factors, parts)
         return None if distances is None else distances.unflatten(1, self.shape)

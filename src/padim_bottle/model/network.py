@@ -24,7 +24,6 @@ from padim_bottle.errors import UserError
 from padim_bottle.model.anomaly_map import SmoothUpsample, fuse, grey_photo, guide, lift
 from padim_bottle.model.backbone import FrozenBackbone
 from padim_bottle.model.calibration import Calibration, calibrate, check_parts
-from padim_bottle.model.copies import similarity
 from padim_bottle.model.embedding import PatchEmbedding
 from padim_bottle.model.gaussian import PatchGaussians, pack_lower
 from padim_bottle.model.grid import PatchGrid
@@ -257,10 +256,6 @@ class PadimModel(AnomalibPadimModel):
         )
         self.map_mean, self.map_std = calibration.map_mean, calibration.map_std
         return calibration
-
-    def image_similarities(self) -> torch.Tensor:
-        """Return how similar the N training images are (N, N), before or after the fit; see ``similarity``."""
-        return similarity(self.likenesses.block(slice(None)))
 
     def leave_one_out_maps(self, images: torch.Tensor) -> torch.Tensor:
         """Return the anomaly maps (n, H, W) of training images, each by the Gaussians fitted without its part.

@@ -228,7 +228,7 @@ class Padim(AnomalibPadim):
         """Return the parts of the training photos, and the copies among them that ``group`` does not join."""
         parts = Parts.of_photos(paths, self.group)
         exact = exact_copies(paths)
-        found = exact + near_copies(self.model.image_similarities())
+        found = exact + near_copies(self.model.likenesses)
         # A photo is named once, as an exact copy if it is one.
         new = {copy.second: copy for copy in reversed(found) if parts.names[copy.first] != parts.names[copy.second]}
         copies = [(paths[copy.first], paths[copy.second], copy.kind) for _, copy in sorted(new.items())]

@@ -33,6 +33,11 @@ class PhotoStore:
         """Return the number of photos."""
         return self._count
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one photo's tensor, channels last where it came so."""
+        return self._shape
+
     def append(self, batch: torch.Tensor) -> None:
         """Add the tensors of B photos (B, ...).
 
