@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from padim_bottle import Photos
-from padim_bottle.data.samples import describe
+from padim_bottle.data.samples import describe, read_alike
 from padim_bottle.errors import UserError
 
 
@@ -34,6 +34,7 @@ def set_up(*arguments, **named):
     datamodule = Photos(*arguments, num_workers=0, **named)
     datamodule.prepare_data()
     datamodule.setup()
+    read_alike(datamodule)
     return datamodule
 
 
@@ -112,7 +113,7 @@ def test_too_few_photos(folder):
 
 def test_a_file_that_only_looks_like_a_photo_is_named(folder):
     (folder / "2.png").write_text("no photo")
-    assert "2.png: it is of no known image format" in refusal(folder)
+    assert "2.png: it is in none of the formats" in refusal(folder)
 
 
 def test_photos_that_cannot_be_read_are_named(folder, monkeypatch):

@@ -1,10 +1,14 @@
 """Photos on disk as batches: anomalib's dataset, read once at the model's size and never shuffled."""
 
+import logging
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from anomalib import TaskType
 from anomalib.data import AnomalibDataModule, ImageItem
 from anomalib.data.datasets.base import AnomalibDataset
 from anomalib.data.utils import LabelName, Split, ValSplitMode
@@ -14,7 +18,10 @@ from torchvision.tv_tensors import Image, Mask
 
 from padim_bottle.data.images import read_image, read_mask
 from padim_bottle.data.layout import GOOD, LabelledImage
+from padim_bottle.data.regions import transform_together
 from padim_bottle.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class PhotoDataset(AnomalibDataset):
@@ -28,7 +35,12 @@ class PhotoDataset(AnomalibDataset):
     Args:
         images: What to read.
         split: ``train`` or ``test``.
+
+    Attributes:
+        bits: How many bits of 16-bit photos are in use, see :func:`padim_bottle.data.images.read_image`.
     """
+
+    bits = 16
 
     def __init__(self, images: Iterable[LabelledImage], split: Split) -> None:
         super().__init__()
@@ -50,6 +62,15 @@ class PhotoDataset(AnomalibDataset):
         samples.attrs["task"] = "segmentation"
         self.samples = samples
 
+    @classmethod
+    def over(cls, data: AnomalibDataset) -> "PhotoDataset":
+        """Return a data set of any class as one of this class: the same samples and augmentations, read by us."""
+        dataset = cls.__new__(cls)
+        AnomalibDataset.__init__(dataset, data.augmentations)
+        dataset._samples, dataset._category = data.samples, data.category
+        dataset._source = data  # synthetic anomalies lie in a folder that goes with it
+        return dataset
+
     def __getitem__(self, index: int) -> ImageItem:
         """Read one photo with its mask.
 
@@ -57,27 +78,39 @@ class PhotoDataset(AnomalibDataset):
             UserError: It cannot be read, or its mask has another size.
         """
         sample = self.samples.iloc[index]
-        pixels = read_image(sample.image_path)
+        pixels = read_image(sample.image_path, self.bits)
         # The view keeps colours innermost in memory, which Resize handles faster than a copy in planes.
         image = Image(torch.from_numpy(pixels).permute(2, 0, 1).float().div_(255))
-        if sample.mask_path is None:
-            mask = Mask(torch.zeros(pixels.shape[:2], dtype=torch.uint8))
-        else:
-            mask = Mask(torch.from_numpy(read_mask(sample.mask_path)))
-            if mask.shape != image.shape[-2:]:
+        marked = np.zeros(pixels.shape[:2], np.uint8)
+        masks = mask_paths(sample.get("mask_path"))
+        for path in masks if sample.label_index == LabelName.ABNORMAL else ():
+            drawn = read_mask(path)
+            if drawn.shape != marked.shape:
                 raise UserError(
-                    f"{sample.image_path} has {tuple(image.shape[-2:])} pixels, its mask {sample.mask_path} "
-                    f"{tuple(mask.shape)}: a mask must have the size of its image."
+                    f"{sample.image_path} has {marked.shape} pixels, its mask {path} {drawn.shape}: a mask must have "
+                    "the size of its image."
                 )
+            marked |= drawn
+        if marked.mean() > 0.5:
+            logger.warning("%s: its mask marks more than half of it, so it is probably inverted.", sample.image_path)
+        mask = Mask(torch.from_numpy(marked))
         if self.augmentations:
-            image, mask = self.augmentations(image, mask)
+            image, mask = transform_together(self.augmentations, image, mask)
+        known = sample.label_index != LabelName.UNKNOWN
         return ImageItem(
             image=image.contiguous(),
-            gt_mask=mask,
-            gt_label=torch.tensor(sample.label_index),
+            gt_mask=mask if known and self.task == TaskType.SEGMENTATION else None,
+            gt_label=torch.tensor(int(sample.label_index)) if known else None,
             image_path=sample.image_path,
-            mask_path=sample.mask_path,
+            mask_path=masks[0] if masks else None,
         )
+
+
+def mask_paths(listed: Any) -> list[str]:
+    """Return the masks of a photo: none, one, or several as in MVTec LOCO AD; what stands in a table of samples."""
+    if isinstance(listed, (list, tuple)):
+        return [str(path) for path in listed]
+    return [str(listed)] if isinstance(listed, (str, Path)) and str(listed) else []
 
 
 class OrderedLoading(AnomalibDataModule):

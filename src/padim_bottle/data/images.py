@@ -34,7 +34,7 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 # Pillow warns of an attack from there on; it is refused here with a sentence instead.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-_ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 258  # of EXIF and TIFF
+_WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _ORIENTATION = 256, 257, 258, 274  # tags of TIFF, the last one of EXIF too
 # In a lossless mask of so few values, which are coloured or dark, each value is a kind of defect.
 _LABELS = 32
 
@@ -95,7 +95,7 @@ def read_mask(path: str | Path) -> NDArray[np.uint8]:
     colour, alpha = _split(pixels)
     top = int(np.iinfo(pixels.dtype).max)
     transparent = alpha.size and alpha.min() < top
-    marked: Pixels = alpha[..., 0] > top // 2 if transparent else _not_the_ground(colour, top, lossy)
+    marked: Any = alpha[..., 0] > top // 2 if transparent else _not_the_ground(colour, top, lossy)
     if factor > 1:
         height, width = (-(-side // factor) for side in marked.shape)
         marked = np.pad(marked, ((0, -marked.shape[0] % factor), (0, -marked.shape[1] % factor)))
@@ -230,8 +230,10 @@ def _turned(pixels: Pixels, orientation: int) -> Pixels:
 
 
 def _size(image: Image.Image) -> tuple[int, int]:
-    turned = image.getexif().get(_ORIENTATION, 1) >= 5
-    return (image.height, image.width) if turned else (image.width, image.height)
+    tags: Any = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    # Some versions of Pillow have turned a TIFF's size already.
+    width, height = tags.get(_WIDTH, image.width), tags.get(_HEIGHT, image.height)
+    return (height, width) if image.getexif().get(_ORIENTATION, 1) >= 5 else (width, height)
 
 
 def _reduction(image: Image.Image) -> int:

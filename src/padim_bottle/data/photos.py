@@ -1,7 +1,6 @@
 """Anyone's photos: a folder of good parts is enough."""
 
 import logging
-from collections import Counter
 from pathlib import Path
 
 from anomalib.data.utils import Split
@@ -9,7 +8,6 @@ from torchvision.transforms.v2 import Transform
 
 from padim_bottle.data.dataset import OrderedLoading, PhotoDataset, check_at_least, default_num_workers
 from padim_bottle.data.digest import file_digests
-from padim_bottle.data.images import read_size
 from padim_bottle.data.layout import LabelledImage, find_test_images
 from padim_bottle.data.listing import left_out, list_photos
 from padim_bottle.errors import UserError, first_few
@@ -85,13 +83,6 @@ class Photos(OrderedLoading):
         for folder, paths in unused.items():
             if sentence := left_out(paths, folder):
                 logger.warning(sentence)
-        sizes = Counter(read_size(image.path) for image in [*train, *test])
-        if len(sizes) > 1:
-            common = ", ".join(f"{width} x {height}" for (width, height), _ in sizes.most_common(3))
-            logger.warning(
-                "The photos have %d different sizes (%s%s): each is resized to the model's image_size, so parts should "
-                "fill the frame alike.", len(sizes), common, ", ..." * (len(sizes) > 3)
-            )  # fmt: skip
         # What cannot be read is named now.
         file_digests([image.path for image in [*train, *test]])
         self._prepared = True

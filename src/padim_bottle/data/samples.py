@@ -1,18 +1,24 @@
 """What a data module is about, read from its table of samples: the same for any of anomalib's data modules."""
 
+import logging
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from anomalib.data import AnomalibDataModule, AnomalibDataset
-from anomalib.data.utils import LabelName
+from anomalib.data.utils import LabelName, Split, ValSplitMode
 from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
-from pandas import DataFrame
+from pandas import DataFrame, Series
 
+from padim_bottle.data.dataset import PhotoDataset, mask_paths
 from padim_bottle.data.digest import file_digests, fingerprint_of
+from padim_bottle.data.images import bits_in_use, is_transparent, read_size
 from padim_bottle.data.layout import GOOD
-from padim_bottle.errors import UserError
+from padim_bottle.errors import UserError, first_few
+
+logger = logging.getLogger(__name__)
 
 # Data sets that are known by another name than that of anomalib's class.
 _TITLES = {"MVTecAD": "MVTec AD", "MVTecAD2": "MVTec AD 2", "MVTecLOCO": "MVTec LOCO AD", "Visa": "VisA"}
@@ -32,6 +38,7 @@ class DataDescription:
         train_images: Number of training images.
         defect_types: Defect type of each test image by its path; ``good`` without one.
         unmasked: Defective test images without a mask.
+        notes: What else a reader of the results must know of the data, a sentence each.
         fingerprint: Names the content of all files, see :func:`padim_bottle.data.digest.fingerprint_of`.
     """
 
@@ -41,15 +48,16 @@ class DataDescription:
     train_images: int
     defect_types: dict[str, str]
     unmasked: frozenset[str]
+    notes: tuple[str, ...]
     fingerprint: str
 
     @property
     def left_out(self) -> list[str]:
-        """What the test images do not suffice for, a sentence each."""
+        """What the test images do not suffice for, and ``notes``, a sentence each."""
         if not self.defect_types:
-            return ["There are no test images, so there are no test metrics."]
+            return ["There are no test images, so there are no test metrics.", *self.notes]
         types = set(self.defect_types.values())
-        sentences = []
+        sentences = list(self.notes)
         if GOOD not in types:
             sentences.append("There are no good test images, so metrics that need them are left out.")
         if types == {GOOD}:
@@ -100,6 +108,7 @@ def describe(datamodule: AnomalibDataModule | None) -> DataDescription:
             "tested. Choose a test set with labels (for MVTecAD2 test_type: public)."
         )
     class_name = type(datamodule).__name__
+    digests = file_digests(_files(datamodule))
     return DataDescription(
         name=getattr(datamodule, "title", _TITLES.get(class_name, class_name)),
         category=datamodule.category or name,
@@ -107,16 +116,89 @@ def describe(datamodule: AnomalibDataModule | None) -> DataDescription:
         train_images=len(train),
         defect_types=_defect_types(test),
         unmasked=frozenset(test.loc[(test["label_index"] == LabelName.ABNORMAL) & ~_has_mask(test), "image_path"]),
-        fingerprint=fingerprint_of(file_digests(_files(datamodule))),
+        notes=tuple(filter(None, (_set_aside(datamodule), _seen_in_training(train, test, digests)))),
+        fingerprint=fingerprint_of(digests),
     )
 
 
-def restore_missing_masks(datamodule: AnomalibDataModule | None) -> None:
-    """Put None where anomalib 2.7.0 with pandas 3 has NaN for an image without a mask, which its items refuse."""
-    for data in vars(datamodule).values() if datamodule is not None else ():
-        if isinstance(data, AnomalibDataset) and "mask_path" in data.samples:
+def read_alike(datamodule: AnomalibDataModule | None) -> int:
+    """Let any of anomalib's data modules read its photos and masks as ours do; call it once it is set up.
+
+    Its table of samples, its splits and its augmentations stay. Photos are looked at the first time, and what is
+    remarkable about them is said.
+
+    Returns:
+        How many bits of 16-bit photos are in use in the training photos, see :class:`PhotoDataset`.
+
+    Raises:
+        UserError: A photo cannot be read.
+    """
+    if datamodule is None:
+        return PhotoDataset.bits
+    for name, data in list(vars(datamodule).items()):
+        if not isinstance(data, AnomalibDataset) or "depth_path" in data.samples:
+            continue
+        if not isinstance(data, PhotoDataset):
+            data = PhotoDataset.over(data)
+            setattr(datamodule, name, data)
+        # anomalib 2.7.0 with pandas 3 has NaN for an image without a mask, which its items refuse.
+        if "mask_path" in data.samples:
             masks = data.samples["mask_path"].astype(object)
             data.samples["mask_path"] = masks.where(masks.notna(), None)
+    if not hasattr(datamodule, "val_data"):
+        datamodule.val_data = PhotoDataset([], Split.VAL)  # asked for by Lightning's fast_dev_run
+    bits = vars(datamodule).setdefault("photo_bits", None) or _look_at(datamodule)
+    datamodule.photo_bits = bits
+    for data in vars(datamodule).values():
+        if isinstance(data, PhotoDataset):
+            data.bits = bits
+    return bits
+
+
+def _look_at(datamodule: AnomalibDataModule) -> int:
+    """Return the bits in use, and say what is remarkable about the photos."""
+    train = list(datamodule.train_data.samples["image_path"])
+    photos = [*train, *_test_data(datamodule).samples["image_path"]]
+    sizes = Counter(map(read_size, photos))
+    if len(sizes) > 1:
+        common = ", ".join(f"{width} x {height}" for (width, height), _ in sizes.most_common(3))
+        logger.warning(
+            "The photos have %d different sizes (%s%s): each is resized to the model's image_size, so parts should "
+            "fill the frame alike.", len(sizes), common, ", ..." * (len(sizes) > 3)
+        )  # fmt: skip
+    if transparent := sum(map(is_transparent, photos)):
+        logger.warning("%d photos may have transparent parts, which are read as white.", transparent)
+    bits = max(map(bits_in_use, train), default=0)
+    if 0 < bits < PhotoDataset.bits:
+        logger.warning(
+            "The 16-bit photos use %d bits: %d is read as white, here and wherever the model is used.",
+            bits,
+            2**bits - 1,
+        )
+    return bits or PhotoDataset.bits
+
+
+def _set_aside(datamodule: AnomalibDataModule) -> str | None:
+    """Say how many photos anomalib keeps for a validation alone."""
+    mode = datamodule.val_split_mode
+    if mode not in (ValSplitMode.FROM_TRAIN, ValSplitMode.FROM_TEST, ValSplitMode.SYNTHETIC):
+        return None
+    used = {*datamodule.train_data.samples["image_path"], *_test_data(datamodule).samples["image_path"]}
+    aside = len({*datamodule.val_data.samples["image_path"]} - used)
+    return (
+        f"{aside} photos are set aside for validation (val_split_mode: {mode.value}): they are "
+        "neither trained nor tested on. A calibrated model needs no validation: data.init_args.val_split_mode: none."
+    )
+
+
+def _seen_in_training(train: DataFrame, test: DataFrame, digests: dict[Path, str]) -> str | None:
+    """Name the test photos that are byte for byte training photos."""
+    trained = {digests[Path(path)]: path for path in train["image_path"]}
+    seen = [(path, trained.get(digests[Path(path)])) for path in test["image_path"] if Path(path) in digests]
+    named = [f"{path} (as {original})" for path, original in seen if original is not None]
+    if not named:
+        return None
+    return f"{len(named)} test photos are copies of training photos, so the test flatters: {first_few(named)}."
 
 
 def _test_data(datamodule: AnomalibDataModule) -> Any:
@@ -145,9 +227,8 @@ def _defect_types(samples: DataFrame) -> dict[str, str]:
 
 
 def _has_mask(samples: DataFrame) -> Any:
-    if "mask_path" not in samples:
-        return samples["image_path"].isna()
-    return samples["mask_path"].map(lambda mask: bool(mask) and mask == mask)  # NaN is not equal to itself
+    listed = samples["mask_path"] if "mask_path" in samples else Series([None] * len(samples), samples.index)
+    return listed.map(lambda masks: bool(mask_paths(masks))).astype(bool)
 
 
 def _files(datamodule: AnomalibDataModule) -> list[Path]:
@@ -157,7 +238,7 @@ def _files(datamodule: AnomalibDataModule) -> list[Path]:
         if data is None or isinstance(data, SyntheticAnomalyDataset):
             continue
         files |= {Path(path) for path in data.samples["image_path"]}
-        for masks in data.samples.loc[_has_mask(data.samples), "mask_path"] if len(data.samples) else ():
-            files |= {Path(mask) for mask in (masks if isinstance(masks, list) else [masks])}  # LOCO has several
+        if "mask_path" in data.samples:
+            files |= {Path(mask) for masks in data.samples["mask_path"] for mask in mask_paths(masks)}
     # A mask may be listed for images that have none (VisA's good ones).
     return [file for file in files if file.exists()]

@@ -20,7 +20,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import SaveConfigCallback
 
 from padim_bottle.data.photos import Photos
-from padim_bottle.data.samples import describe, restore_missing_masks
+from padim_bottle.data.samples import describe, read_alike
 from padim_bottle.errors import UserError
 from padim_bottle.evaluation.metrics import evaluate
 from padim_bottle.evaluation.predictions import Predictions, predictions_table
@@ -98,7 +98,7 @@ class ResultsWriter(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Describe the data and make the hidden folder before any work is done, so that what cannot be fails first."""
-        restore_missing_masks(trainer.datamodule)
+        pl_module.photo_bits = read_alike(trainer.datamodule)
         if self._partial is not None:  # the test that follows the training
             return
         if stage == "test" and self._data is not None and not self._data.defect_types:
