@@ -67,11 +67,11 @@ class Desk:
         # A stranger could ask for any file of this machine.
         if not path.is_relative_to(self.uploads):
             raise UserError("This is no uploaded photo: drop, take or pick one.")
-        return self._lay(read_upload(path, upload["orig_name"] or path.name))
+        return self._lay(read_upload(path, upload["orig_name"] or path.name, self.models[0].predictor.read))
 
     def pick(self, picked: gr.SelectData) -> list[Any]:
         """Lay a photo of the gallery on the drawing board and judge it."""
-        return self._lay(read_image(self.gallery[picked.index]))
+        return self._lay(self.models[0].predictor.read(self.gallery[picked.index]))
 
     def draw(self, board: dict[str, Any] | None, photo: Picture | None) -> list[Any]:
         """Judge the photo with what was drawn on it."""

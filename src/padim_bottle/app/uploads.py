@@ -1,6 +1,6 @@
 """Photos of the page: uploaded ones, good ones to pick from, and what was drawn on them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -19,12 +19,13 @@ MAX_PIXELS = 50_000_000
 Picture = NDArray[np.uint8]
 
 
-def read_upload(path: Path, name: str) -> Picture:
+def read_upload(path: Path, name: str, read: Callable[[Path], Picture] = read_image) -> Picture:
     """Read an uploaded photo.
 
     Args:
         path: where it was stored.
         name: what its owner calls it.
+        read: as the model reads it.
 
     Returns:
         RGB, uint8 (h, w, 3).
@@ -34,7 +35,7 @@ def read_upload(path: Path, name: str) -> Picture:
     """
     try:
         _check_size(path)
-        return read_image(path)
+        return read(path)
     except UserError as error:
         raise UserError(str(error).replace(str(path), name)) from None
 

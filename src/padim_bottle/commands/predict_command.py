@@ -110,7 +110,7 @@ def _judge(
         explain_together(predictor.rule, fdr, len(photos))  # before the work: whether it can be done
     # Drift is a matter of order, so of a table.
     monitor = monitor_of(predictor.card) if csv else None
-    pictures = None if output is None else Pictures(output, photos)
+    pictures = None if output is None else Pictures(output, photos, read=predictor.read)
     form = "json" if json else None if csv == "-" else "text"
     # A table in a file is finished, whoever looks on.
     screen = Screen(form, needed=table.file is None)
@@ -143,7 +143,7 @@ def _watch(predictor: Predictor, folder: Path, csv: Path, output: Path | None, j
     from padim_bottle.predict.verdict_table import Screen, VerdictLog
     from padim_bottle.predict.watch import stop_signal, watch
 
-    pictures = None if output is None else Pictures(output, root=folder)
+    pictures = None if output is None else Pictures(output, root=folder, read=predictor.read)
     monitor = monitor_of(predictor.card)
     screen = Screen("json" if json else "text", needed=False)
     verdicts: Counter[str] = Counter()

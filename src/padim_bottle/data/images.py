@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from padim_bottle.errors import UserError, in_a_line
+from padim_bottle.errors import SystemTroubleError, UserError, in_a_line
 from padim_bottle.files import printable
 
 with contextlib.suppress(ImportError):  # reads HEIC; not needed for anything else
@@ -146,6 +146,15 @@ def bits_in_use(path: str | Path) -> int:
         return max(8, int(_split(_pixels(image, content))[0].max()).bit_length())
 
 
+def scale_of(photos: Iterable[str | Path]) -> int:
+    """Return the bits with which :func:`read_image` reads photos of one kind: as many as any of them has in use.
+
+    Raises:
+        UserError: As :func:`read_image`.
+    """
+    return max(map(bits_in_use, photos), default=0) or 16
+
+
 def is_transparent(path: str | Path) -> bool:
     """Whether a photo may have transparent parts; only the head of the file is decoded.
 
@@ -255,7 +264,9 @@ def _is_deep_colour(image: Image.Image, content: bytes) -> bool:
 
 def _refusal(path: str, content: bytes, error: Exception) -> UserError:
     if isinstance(error, OSError) and error.errno is not None:  # the file system's, not the decoder's
-        return UserError(f"Cannot read the image {path}: {error.strerror}. Check path and permissions.")
+        return SystemTroubleError(f"Cannot read the image {path}: {error.strerror}. Check path and permissions.")
+    if isinstance(error, MemoryError):
+        return SystemTroubleError(f"Cannot read the image {path}: memory ran out. Close other programs.")
     if isinstance(error, Image.DecompressionBombError):
         return UserError(f"The image {path} has more than {MAX_PIXELS:,} pixels, the limit: save it smaller.")
     if not isinstance(error, UnidentifiedImageError):

@@ -14,7 +14,7 @@ from pandas import DataFrame, Series
 
 from padim_bottle.data.dataset import PhotoDataset, mask_paths
 from padim_bottle.data.digest import file_digests, fingerprint_of
-from padim_bottle.data.images import bits_in_use, is_transparent, read_size
+from padim_bottle.data.images import is_transparent, read_size, scale_of
 from padim_bottle.data.layout import GOOD
 from padim_bottle.errors import UserError, first_few
 
@@ -168,14 +168,14 @@ def _look_at(datamodule: AnomalibDataModule) -> int:
         )  # fmt: skip
     if transparent := sum(map(is_transparent, photos)):
         logger.warning("%d photos may have transparent parts, which are read as white.", transparent)
-    bits = max(map(bits_in_use, train), default=0)
-    if 0 < bits < PhotoDataset.bits:
+    bits = scale_of(train)
+    if bits < PhotoDataset.bits:
         logger.warning(
             "The 16-bit photos use %d bits: %d is read as white, here and wherever the model is used.",
             bits,
             2**bits - 1,
         )
-    return bits or PhotoDataset.bits
+    return bits
 
 
 def _set_aside(datamodule: AnomalibDataModule) -> str | None:

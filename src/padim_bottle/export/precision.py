@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from padim_bottle.data.images import read_image
+from padim_bottle.data.images import read_image, scale_of
 from padim_bottle.export.openvino_model import Backbone, compile_features, keep_single_precision
 from padim_bottle.model.padim import Padim
 
@@ -48,10 +48,11 @@ def _quantise(model: Any, backbone: Backbone, photos: Sequence[Path]) -> Any:
 
     nncf.set_log_level(logging.ERROR)
     others = [operation.get_friendly_name() for operation in model.get_ops() if not backbone.holds(operation)]
+    bits = scale_of(photos)
     chosen = list(photos)[:: -(-len(photos) // _RANGE_PHOTOS)]
     return nncf.quantize(
         model,
-        nncf.Dataset(chosen, lambda path: {"input": read_pixels(path)}),
+        nncf.Dataset(chosen, lambda path: {"input": read_pixels(path, bits)}),
         ignored_scope=nncf.IgnoredScope(names=others, validate=False),
         subset_size=len(chosen),
     )
@@ -75,7 +76,7 @@ def refit(padim: Padim, model: Any, backbone: Backbone, precision: str, photos: 
     try:
         padim.on_train_start()
         for path in tqdm(photos, desc=precision, unit="photo", disable=None, leave=False):
-            pixels = read_pixels(path)
+            pixels = read_pixels(path, padim.photo_bits)
             features = dict(zip(padim.model.layers, map(torch.from_numpy, features_of(pixels)), strict=True))
             image = torch.from_numpy(pixels)
             if padim.pre_processor is not None:
@@ -87,6 +88,6 @@ def refit(padim: Padim, model: Any, backbone: Backbone, precision: str, photos: 
     padim.eval()
 
 
-def read_pixels(path: Path) -> NDArray[np.float32]:
+def read_pixels(path: Path, bits: int) -> NDArray[np.float32]:
     """Read a photo as an exported model takes it: (1, 3, height, width) in [0, 1]."""
-    return read_image(path).transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255)
+    return read_image(path, bits).transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255)

@@ -13,11 +13,12 @@ from anomalib.data import AnomalibDataModule
 from jsonargparse import ArgumentError, ArgumentParser
 from numpy.typing import NDArray
 from rich.console import Console
-from torchvision.transforms.v2 import functional
-from torchvision.tv_tensors import Mask
+from torchvision.transforms.v2 import Resize
+from torchvision.tv_tensors import Image, Mask
 
 from padim_bottle.data.images import read_mask
 from padim_bottle.data.listing import find_photos
+from padim_bottle.data.regions import transform_together
 from padim_bottle.errors import UserError, in_a_line
 from padim_bottle.evaluation.metrics import evaluate
 from padim_bottle.evaluation.predictions import GOOD, Predictions, Thresholds
@@ -226,7 +227,8 @@ def _mask(path: Path | None, size: tuple[int, ...]) -> NDArray[np.bool_]:
     """Return a ground-truth mask at the model's resolution, resized as the data module does."""
     if path is None:
         return np.zeros(size, dtype=bool)
-    return functional.resize(Mask(torch.from_numpy(read_mask(path))), list(size)).numpy() > 0
+    mask = Mask(torch.from_numpy(read_mask(path)))
+    return transform_together(Resize(list(size)), Image(mask[None]), mask)[1].numpy() > 0
 
 
 def print_report(report: dict[str, Any], path: Path) -> None:

@@ -161,6 +161,8 @@ class Padim(AnomalibPadim):
         self.copies = copies
         self.training_scores: TrainingScores | None = None
         self._training_paths: list[str] = []
+        # Of 16-bit photos, as they are read: whoever sets up the data says so.
+        self.photo_bits = 16
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -248,8 +250,9 @@ class Padim(AnomalibPadim):
         return parts, copies
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add where the weights came from to what anomalib saves."""
+        """Add where the weights came from, and how photos are read, to what anomalib saves."""
         super().on_save_checkpoint(checkpoint)
+        checkpoint["padim_bottle_photo_bits"] = self.photo_bits
         checkpoint["padim_bottle_weights"] = self.weights.as_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -66,7 +66,7 @@ def describe_padim(padim: Any, metrics: dict[str, Any] | None = None) -> dict[st
     grouped = padim.group is not None or padim.copies == "group"
     map_means = post_processor.calibration_map_means.tolist() if calibrated and not grouped else []
     return {
-        "input": {**INPUT, "model_size": list(padim.input_size or ())},
+        "input": {**INPUT, "model_size": list(padim.input_size or ()), "photo_bits": padim.photo_bits},
         "outputs": OUTPUTS,
         "thresholds": {
             "image": thresholds.image,

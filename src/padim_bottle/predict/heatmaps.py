@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,18 @@ class Pictures:
         folder: where they are written.
         photos: all photos there are; empty where they are not known yet: names then keep the photos' suffixes.
         root: folder of the photos; the deepest that holds them all if not given.
+        read: reads a photo as the model does.
     """
 
-    def __init__(self, folder: Path, photos: Sequence[Path] = (), root: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        photos: Sequence[Path] = (),
+        root: Path | None = None,
+        read: Callable[[Path], NDArray[np.uint8]] = read_image,
+    ) -> None:
         self.folder = folder
+        self.read = read
         absolute = [Path(os.path.abspath(photo)) for photo in photos]  # noqa: PTH100 - links stay as they were named
         parents = [photo.parent for photo in absolute] if root is None else [os.path.abspath(root)]  # noqa: PTH100
         self.root = Path(os.path.commonpath(parents))
@@ -39,7 +47,7 @@ class Pictures:
             OSError: the disk is full.
         """
         try:
-            photo = read_image(path)
+            photo = self.read(path)
         except UserError as error:
             return str(error)
         path = Path(os.path.abspath(path))  # noqa: PTH100

@@ -104,8 +104,12 @@ class Inbox:
             self._others[path] = self._waiting.pop(path).content
         return sorted(self._waiting.keys() & ready, key=lambda path: (self._waiting[path].content[1], path))
 
-    def read(self, path: Path) -> NDArray[np.uint8]:
+    def read(self, path: Path, read: Callable[[Path], NDArray[np.uint8]] = read_image) -> NDArray[np.uint8]:
         """Read a photo that waits.
+
+        Args:
+            path: the photo.
+            read: as the model reads it.
 
         Raises:
             ChangedError: it changed, or went, meanwhile.
@@ -113,7 +117,7 @@ class Inbox:
         """
         content = self._waiting[path].content
         try:
-            photo = read_image(path)
+            photo = read(path)
         except UserError as error:
             if _content(path) != content:
                 raise ChangedError(f"{path} changed.") from error

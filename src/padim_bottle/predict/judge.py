@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from padim_bottle.data.images import read_image
 from padim_bottle.errors import UserError
 from padim_bottle.predict.predictor import ImagePrediction, Predictor
 
@@ -20,7 +19,7 @@ def judge(
     predictor: Predictor,
     photos: Sequence[Path],
     batch_size: int,
-    read: Callable[[Path], NDArray[np.uint8]] = read_image,
+    read: Callable[[Path], NDArray[np.uint8]] | None = None,
 ) -> Iterator[tuple[Path, ImagePrediction | UserError]]:
     """Predict photos in batches, in order; one that cannot be read comes with its error.
 
@@ -31,12 +30,12 @@ def judge(
         predictor: the model.
         photos: to judge.
         batch_size: photos at a time.
-        read: returns a photo (h, w, 3), RGB.
+        read: returns a photo (h, w, 3), RGB; the model's own if not given.
     """
 
     def prepared(path: Path) -> NDArray[np.float32] | UserError:
         try:
-            return predictor.prepare(read(path))
+            return predictor.prepare((read or predictor.read)(path))
         except UserError as error:
             return error
 

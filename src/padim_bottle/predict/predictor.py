@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from padim_bottle.data.images import read_image
 from padim_bottle.errors import UserError, in_a_line
 from padim_bottle.files import sha256
 from padim_bottle.model.rule import Rule, raw_scores
@@ -79,6 +80,14 @@ class Predictor:
         self.rule = self._trained
         if alpha is not None or confidence is not None:
             self.rule = self._trained.at(alpha or (card["calibration"] or {}).get("alpha", 0), confidence)
+
+    def read(self, path: Path) -> NDArray[np.uint8]:
+        """Read a photo (h, w, 3), RGB, as those of the training were read.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        return read_image(path, self.card["input"].get("photo_bits", 16))
 
     def prepare(self, photo: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return a photo (h, w, 3), RGB uint8, as the model takes it: (3, H, W) in [0, 1].

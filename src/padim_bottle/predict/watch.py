@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from padim_bottle.errors import SystemTroubleError, UserError
@@ -56,7 +57,7 @@ def watch(
             monitor.add(map_mean)
     with Inbox(folder, log, say) as inbox:
         while not stop.is_set():
-            for path, outcome in judge(predictor, inbox.whole(), batch_size, inbox.read):
+            for path, outcome in judge(predictor, inbox.whole(), batch_size, partial(inbox.read, read=predictor.read)):
                 if isinstance(outcome, ChangedError):
                     continue
                 if isinstance(outcome, SystemTroubleError):

@@ -12,7 +12,7 @@ from torchvision.tv_tensors import Image, Mask
 
 from padim_bottle.data.dataset import default_num_workers
 from padim_bottle.data.defects import AnomalySettings, add_anomaly
-from padim_bottle.data.images import read_image
+from padim_bottle.data.images import read_image, scale_of
 from padim_bottle.model.backbone import FrozenBackbone
 from padim_bottle.model.network import Features
 from padim_bottle.model.store import PhotoStore
@@ -35,6 +35,7 @@ class TrainingPhotos(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.paths = list(paths)
         self.anomalies = anomalies
         self.transform = transform
+        self.bits = scale_of(paths)
 
     def __len__(self) -> int:
         return 2 * len(self.paths)
@@ -46,7 +47,7 @@ class TrainingPhotos(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Read one photo, and damage it if it is one of the second half."""
         number = index % len(self.paths)
-        pixels = read_image(self.paths[number])
+        pixels = read_image(self.paths[number], self.bits)
         mask = np.zeros(pixels.shape[:2], dtype=bool)
         if index >= len(self.paths):
             # Before it is resized: as a camera would see it.
