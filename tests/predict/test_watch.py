@@ -178,10 +178,11 @@ def test_what_the_system_fails_to_read_is_tried_again_and_leaves_no_line_before(
             raise SystemTroubleError(f"Cannot read the image {path}: Input/output error.")
         return read_image(path)
 
-    monkeypatch.setattr(inbox, "read_image", read)
+    predictor = brightness_predictor()
+    monkeypatch.setattr(predictor, "read", read)
     stop = threading.Event()
     with VerdictLog(tmp_path / "v.csv") as log:
-        for row in watch(brightness_predictor(), path.parent, log, stop):
+        for row in watch(predictor, path.parent, log, stop):
             said.append(row)
             if "error" not in row:
                 stop.set()

@@ -200,13 +200,14 @@ def _opened(path: str | Path, *, head: bool = False) -> Iterator[tuple[Image.Ima
 
 def _pixels(image: Image.Image, content: bytes, *, reduce: bool = False) -> Pixels:
     """Decode an image as a viewer shows it: (H, W, C) uint8 or uint16, grey or RGB, with alpha where there is some."""
-    orientation = image.getexif().get(_ORIENTATION, 1)
+    orientation = _orientation(image)
     deep = _is_deep_colour(image, content)
     if reduce and (factor := _reduction(image)) > 1:
         image.draft(None, (image.width // factor, image.height // factor))  # of JPEG alone
     image.load()
     if deep:  # Pillow keeps the upper 8 bits
         decoded: Any = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        orientation = image.getexif().get(_ORIENTATION, 1) if image.format == "PNG" else orientation
         return _turned(decoded[..., [2, 1, 0, 3][: decoded.shape[-1]]], orientation)
     grey = _is_deep_grey(image)
     if image.mode in ("I", "F") and not grey:
@@ -242,7 +243,14 @@ def _size(image: Image.Image) -> tuple[int, int]:
     tags: Any = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     # Some versions of Pillow have turned a TIFF's size already.
     width, height = tags.get(_WIDTH, image.width), tags.get(_HEIGHT, image.height)
-    return (height, width) if image.getexif().get(_ORIENTATION, 1) >= 5 else (width, height)
+    return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return one of EXIF's eight orientations, before anything is decoded."""
+    if image.format == "PNG" and not image.info.keys() & {"exif", "Raw profile type exif"}:
+        return 1  # Pillow would decode all pixels to look behind them
+    return int(image.getexif().get(_ORIENTATION, 1))
 
 
 def _reduction(image: Image.Image) -> int:
