@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from filelock import FileLock
+from small import train_small
 from timm.models import save_for_hf
 
 from padim_bottle.data.synthetic import write_bottles
@@ -69,11 +71,16 @@ def random_weights(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_folder(tmp_path_factory) -> Path:
-    """The folder of a finished run: the demo, smaller."""
-    from small_run import train_small
-
-    return train_small(tmp_path_factory.mktemp("run"))
+def run_folder(tmp_path_factory, worker_id) -> Path:
+    """The folder of a finished run: the small experiment, trained once a test run. It is only read."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+    with FileLock(shared / "run.lock"):
+        runs = list(shared.glob("run/results/*/seed_*"))
+        if runs:
+            return runs[0]
+        (shared / "run").mkdir()
+        return train_small(shared / "run")
 
 
 @pytest.fixture(scope="module")

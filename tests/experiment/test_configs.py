@@ -8,6 +8,7 @@ from pathlib import Path
 import other_data
 import pytest
 import yaml
+from small import NAME, small_config, write_config
 
 from padim_bottle.commands.command_line import run_verb
 from padim_bottle.experiment.train import build, train
@@ -128,6 +129,7 @@ def test_every_config_runs(config, bottles, random_weights, tmp_path, monkeypatc
     text = yaml.safe_load(config.read_text())
     arguments = [
         "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--data.init_args.num_workers", "0",
+        "--trainer.callbacks.report", "false", "--trainer.callbacks.images", "false",
     ]  # fmt: skip
     if text["model"]["class_path"].endswith(".Padim"):
         arguments += ["--model.init_args.n_features", "30"]
@@ -183,11 +185,7 @@ def test_where_nothing_can_be_had_the_demo_runs_and_says_so(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PADIM_WEIGHTS_DIR", str(tmp_path / "none"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    small = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
-    small["model"]["init_args"] |= {"image_size": [64, 64], "n_features": 20}
-    small["data"]["init_args"] |= {"size": 64, "train_good": 12, "test_good": 3, "test_per_defect": 2}
-    small["trainer"]["enable_progress_bar"] = False
-    (tmp_path / "demo.yaml").write_text(yaml.safe_dump(small))
+    write_config(tmp_path / "demo.yaml", small_config(report=False))
     code = run_verb(
         "train",
         ["--config", str(ROOT / "configs" / "padim_wide_resnet50.yaml"), "--fallback", str(tmp_path / "demo.yaml")],
@@ -197,9 +195,7 @@ def test_where_nothing_can_be_had_the_demo_runs_and_says_so(tmp_path, monkeypatc
     assert "RUNNING THE DEMO INSTEAD" in captured.err
     assert "No weights for wide_resnet50_2.tv_in1k" in captured.err
     assert "say nothing about MVTec AD" in captured.out
-    metrics = json.loads(
-        (tmp_path / "results" / "demo_synthetic_random_weights" / "seed_42" / "metrics.json").read_text()
-    )
+    metrics = json.loads((tmp_path / "results" / NAME / "seed_42" / "metrics.json").read_text())
     assert metrics["data"]["synthetic"] is True
     assert metrics["weights"]["source"] == "random"
     assert not (tmp_path / "results" / "padim_wide_resnet50").exists()

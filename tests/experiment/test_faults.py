@@ -16,11 +16,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-import yaml
+from small import NAME, small_config, write_config
 
+from padim_bottle import SyntheticBottles
 from padim_bottle.commands.command_line import run_verb
 from padim_bottle.errors import UserError, explain_failure
-from padim_bottle.experiment.train import train
 from padim_bottle.model.store import PhotoStore
 
 resource = pytest.importorskip("resource")
@@ -29,30 +29,21 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="signals, limits and forks"),
 ]
 
-ROOT = Path(__file__).parents[2]
-NAME = "demo_synthetic_random_weights"
 
-
-@pytest.fixture(scope="module")
-def config():
-    """The demo, smaller."""
-    config = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
-    config["model"]["init_args"] |= {"image_size": [64, 64], "n_features": 20}
-    config["data"]["init_args"] |= {"size": 64, "train_good": 12, "test_good": 3, "test_per_defect": 1}
-    config["trainer"] |= {"accelerator": "cpu", "enable_progress_bar": False}
-    config["trainer"]["callbacks"][0]["init_args"]["report"] = False  # most of a small run's time
-    return config
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A current folder with small.yaml, and its data in place."""
+    monkeypatch.chdir(tmp_path)
+    config = small_config(report=False)
+    write_config(Path("small.yaml"), config)
+    SyntheticBottles(**config["data"]["init_args"]).prepare_data()
+    return tmp_path
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch, config):
-    """A current folder with small.yaml, and its data in place."""
-    monkeypatch.chdir(tmp_path)
-    Path("small.yaml").write_text(yaml.safe_dump(config))
-    from padim_bottle import SyntheticBottles
-
-    SyntheticBottles(**config["data"]["init_args"]).prepare_data()
-    return tmp_path
+def earlier(workplace, run_folder):
+    """An earlier run's folder, in place."""
+    return Path(shutil.copytree(run_folder, workplace / "results" / NAME / "seed_0"))
 
 
 def snapshot(folder):
@@ -109,11 +100,10 @@ def one_line(capsys):
     ],
     ids=["embeddings", "checkpoint", "whatever is first"],
 )
-def test_a_full_disk_is_one_line_and_leaves_earlier_results_alone(workplace, capsys, limit, overrides, words):
-    train(Path("small.yaml"))
+def test_a_full_disk_is_one_line_and_leaves_earlier_results_alone(workplace, earlier, capsys, limit, overrides, words):
     before = snapshot(workplace / "results" / NAME)
     with file_size_limit(limit):
-        assert run_verb("train", ["--config", "small.yaml", "--model.alpha", "0.2", *overrides]) == 2
+        assert run_verb("train", ["--config", "small.yaml", "--seed", "0", *overrides]) == 2
         assert run_verb("train", ["--config", "small.yaml", "--seed", "7", *overrides]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 2
@@ -143,7 +133,6 @@ def test_a_disk_that_fills_while_results_are_written(workplace, capsys, monkeypa
     assert not (workplace / "results" / NAME).exists()
 
 
-@pytest.mark.slow
 def test_a_sweep_on_a_full_disk_says_so_and_goes_on_when_there_is_room(workplace, capsys):
     Path("sweep.yaml").write_text("experiments: [small.yaml]\nseeds: 0-1\ncache_folder: cache\n")
     with file_size_limit(300_000):
@@ -175,34 +164,29 @@ def test_temporary_files_have_no_room(monkeypatch, tmp_path):
 # --- Other places and neighbours ---
 
 
-def test_the_data_are_only_read(workplace):
-    """Nothing is written beneath the data folder, so it may be read-only (root may write there all the same)."""
+def test_data_that_can_only_be_read_and_results_on_another_file_system(workplace):
+    """Nothing is written beneath the data folder (root could write there all the same)."""
+    other = Path("/dev/shm")
+    if not other.is_dir() or not os.access(other, os.W_OK) or other.stat().st_dev == workplace.stat().st_dev:
+        pytest.skip("needs a second file system that can be written: /dev/shm")
     data = workplace / "datasets"
     before = snapshot(data)
     for path in [data, *data.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     try:
-        train(Path("small.yaml"))
+        with tempfile.TemporaryDirectory(dir=other) as results:
+            for _ in range(2):  # the second one replaces the first
+                assert run_verb("train", ["--config", "small.yaml", "--results", results]) == 0
+            assert_whole(Path(results, NAME, "seed_42"))
+            assert [path.name for path in Path(results).rglob("seed_*")] == ["seed_42"]
+            assert not hidden(Path(results))
         assert snapshot(data) == before
     finally:
         for path in [data, *data.rglob("*")]:
             path.chmod(0o755 if path.is_dir() else 0o644)
-    assert_whole(workplace / "results" / NAME / "seed_42")
 
 
-def test_results_on_another_file_system(workplace):
-    other = Path("/dev/shm")
-    if not other.is_dir() or not os.access(other, os.W_OK) or other.stat().st_dev == workplace.stat().st_dev:
-        pytest.skip("needs a second file system that can be written: /dev/shm")
-    with tempfile.TemporaryDirectory(dir=other) as results:
-        for _ in range(2):  # the second one replaces the first
-            assert run_verb("train", ["--config", "small.yaml", "--results", results]) == 0
-        assert_whole(Path(results, NAME, "seed_42"))
-        assert [path.name for path in Path(results).rglob("seed_*")] == ["seed_42"]
-        assert not hidden(Path(results))
-
-
-def test_a_killed_data_worker_is_one_line(workplace, config, capsys, monkeypatch):
+def test_a_killed_data_worker_is_one_line(workplace, capsys, monkeypatch):
     """As the system does when memory runs out."""
     mine = os.getpid()
 
@@ -352,10 +336,9 @@ def numbers(run):
     return {key: value for key, value in metrics.items() if key not in own}
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("command", ["train", "sweep"])
-def test_killed_at_ten_random_moments_nothing_half_written_looks_whole(workplace, start, command):
+def test_killed_at_ten_random_moments_nothing_half_written_looks_whole(workplace, earlier, start, command):
     Path("sweep.yaml").write_text("experiments: [small.yaml]\nseeds: 1-2\n")
     arguments = {
         "train": ["--config", "small.yaml", "--seed", "1"],
@@ -364,8 +347,7 @@ def test_killed_at_ten_random_moments_nothing_half_written_looks_whole(workplace
     seeds = (1,) if command == "train" else (1, 2)
     results = workplace / "results" / NAME
 
-    train(Path("small.yaml"), seed=0)  # an earlier run that must stay as it is
-    earlier = snapshot(results / "seed_0")
+    before = snapshot(earlier)
     began = time.monotonic()
     _, wait = start((command, arguments))
     assert wait() == [0], Path("errors.txt").read_text(errors="replace")[-2000:]
@@ -383,18 +365,17 @@ def test_killed_at_ten_random_moments_nothing_half_written_looks_whole(workplace
         finished_early += status == 0
         for run in results.glob("seed_*"):
             assert_whole(run)
-        assert snapshot(results / "seed_0") == earlier
+        assert snapshot(earlier) == before
     assert finished_early < 8
 
     _, wait = start((command, arguments))
     assert wait() == [0], Path("errors.txt").read_text(errors="replace")[-2000:]
     assert {path.name for path in results.glob("seed_*")} == {f"seed_{seed}" for seed in (0, *seeds)}
     assert {seed: numbers(results / f"seed_{seed}") for seed in seeds} == expected
-    assert snapshot(results / "seed_0") == earlier
+    assert snapshot(earlier) == before
     assert not hidden(workplace / "results")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_killed_before_any_change_of_the_disk_nothing_half_written_looks_whole(workplace, start):
     """Moments that a clock hardly meets: between the files of a result, and while it gets its name."""
@@ -416,7 +397,6 @@ def test_killed_before_any_change_of_the_disk_nothing_half_written_looks_whole(w
     assert [path.name for path in run.parent.iterdir()] == ["seed_42"]
 
 
-@pytest.mark.slow
 def test_two_runs_at_once_into_the_same_folder(workplace, start):
     """Several times, with the same configuration and with two: both end well, and what they leave is whole."""
     same = ("train", ["--config", "small.yaml"])

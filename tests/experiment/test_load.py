@@ -1,10 +1,7 @@
 """Memory: bounded on large test sets, and not growing while a model is used."""
 
 import gc
-import json
 import os
-import shutil
-import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
@@ -13,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from padim_bottle.data.synthetic import write_bottles
 from padim_bottle.evaluation.metrics import evaluate
 from padim_bottle.evaluation.predictions import Predictions, Thresholds
 from padim_bottle.model.network import PadimModel
@@ -79,34 +75,3 @@ def test_two_hundred_predictions_leak_nothing():
     assert grown - traced < 500_000
     assert len(gc.get_objects()) - objects < 200
     assert resident() - memory < 15e6
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@pytest.mark.skipif(not os.environ.get("PADIM_LOAD_TEST"), reason="takes ten minutes: set PADIM_LOAD_TEST=1")
-def test_two_thousand_training_and_test_images_run_in_bounded_memory(tmp_path):
-    """900 x 900 pixels, ResNet-18 at 256 x 256, pixel metrics and pictures included; links to a few distinct files."""
-    write_bottles(tmp_path / "few", "bottle", size=900, train_good=20, test_good=10, test_per_defect=5, seed=0)
-    few, many = tmp_path / "few" / "bottle", tmp_path / "many" / "bottle"
-    for folder in sorted(path for path in few.rglob("*") if path.is_dir() and any(path.glob("*.png"))):
-        files = sorted(folder.glob("*.png"))
-        part = folder.relative_to(few)
-        count = {"train": 2000, "test": 1000 if part.name == "good" else 334, "ground_truth": 334}[part.parts[0]]
-        (many / part).mkdir(parents=True)
-        for number in range(count):
-            source = files[number % len(files)]
-            name = f"{number:04}{'_mask' if part.parts[0] == 'ground_truth' else ''}.png"
-            os.link(source, many / part / name)
-    command = [
-        sys.executable, str(ROOT / "scripts" / "train.py"), "--config", str(ROOT / "configs" / "padim_resnet18.yaml"),
-        "--model.pre_trained=false", f"--data.root={many.parent}", "--data.verify=false", "--trainer.accelerator=cpu",
-        "--trainer.enable_progress_bar=false", f"--results={tmp_path / 'results'}",
-    ]  # fmt: skip
-    subprocess.run(command, check=True, cwd=tmp_path)
-    metrics = json.loads((tmp_path / "results" / "padim_resnet18" / "seed_42" / "metrics.json").read_text())
-    shutil.rmtree(tmp_path / "results")
-    print(json.dumps({key: metrics[key] for key in ("seconds", "peak_memory_bytes", "pixel_AUROC", "pixel_AUPRO")}))
-    assert metrics["images"] == {"good": 1000, "defective": 1002}
-    assert metrics["pixel_AUPRO"] is not None
-    assert metrics["peak_memory_bytes"]["process"] < 6e9
-    assert metrics["peak_memory_bytes"]["largest_worker"] < 1e9

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image
+from small import small_config, write_config
 
 from padim_bottle.commands.command_line import run_verb
 
@@ -24,24 +25,22 @@ def photos(tmp_path_factory, bottles):
     shutil.copytree(bottles / "bottle" / "train" / "good", folder / "my parts (1)")
     shutil.copytree(bottles / "bottle" / "test", folder / "test")
     shutil.copytree(bottles / "bottle" / "ground_truth", folder / "ground_truth")
-    config = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
-    config["model"]["init_args"] |= {"image_size": [64, 64], "n_features": 30, "alpha": 0.2}
-    config["trainer"] |= {"accelerator": "cpu", "enable_progress_bar": False}
-    (folder / "small.yaml").write_text(yaml.safe_dump(config))
+    write_config(folder / "small.yaml", small_config(report=False))
     return folder / "my parts (1)"
 
 
-def train(photos, results, *arguments, folder=None):
+def train(photos, results, *arguments, folder=None, report="false"):
     config = photos.parent / "small.yaml"
     folder = photos if folder is None else folder
-    return run_verb("train", ["--config", str(config), "--photos", str(folder), "--results", str(results), *arguments])
+    words = ["--config", config, "--photos", folder, "--results", results, "--trainer.callbacks.report", report]
+    return run_verb("train", [*map(str, words), *arguments])
 
 
 @pytest.fixture(scope="module")
 def run(photos, tmp_path_factory):
     """The run of a folder of photos, without a test."""
     results = tmp_path_factory.mktemp("results")
-    assert train(photos, results) == 0
+    assert train(photos, results, report="true") == 0
     return results / "my parts _1_" / "seed_42"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from small_run import train_small
+from small import train_small
 from soak import CARD, write_photo
 from torchvision.transforms.v2 import Resize
 

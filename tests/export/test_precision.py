@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from small_run import train_small
+from small import train_small
 
 from padim_bottle.commands.command_line import run_verb
 from padim_bottle.data.images import read_image

@@ -18,9 +18,9 @@ MODELS = {"one_grid": {"n_features": 20}, "two_grids": {"grids": [["layer1"], ["
 
 @pytest.fixture(scope="module")
 def swept(bottles, tmp_path_factory):
-    """14 categories that are there and one that cannot be had."""
+    """Of the sweep's 15 categories two that are there and one that cannot be had."""
     folder = tmp_path_factory.mktemp("categories")
-    for category in set(CATEGORIES) - {"zipper"}:
+    for category in ("bottle", "toothbrush"):
         (folder / "data").mkdir(exist_ok=True)
         (folder / "data" / category).symlink_to(bottles / "bottle")
     for name, options in MODELS.items():
@@ -41,6 +41,7 @@ def swept(bottles, tmp_path_factory):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
     settings = yaml.safe_load((ROOT / "configs" / "sweep_mvtec_ad.yaml").read_text())
     assert sorted(settings["overrides"]["data.init_args.category"]) == sorted(CATEGORIES)
+    settings["overrides"]["data.init_args.category"] = ["bottle", "toothbrush", "zipper"]
     settings |= {
         "experiments": [str(folder / f"{name}.yaml") for name in MODELS],
         "seeds": "0-1",
@@ -67,14 +68,14 @@ def test_a_category_that_cannot_be_had_fails_alone(swept):
         "two_grids,category=zipper/seed_0.failed.json",
     ]
     # Two seeds of the model that draws channels, one of that which does not.
-    assert len(list(results.glob("*/seed_*/metrics.json"))) == 14 * (2 + 1)
+    assert len(list(results.glob("*/seed_*/metrics.json"))) == 2 * (2 + 1)
 
 
 def test_there_is_a_row_a_category_and_their_mean(swept):
     results = swept[1]
     table = pd.read_csv(results / "categories.csv")
     runs = pd.read_csv(results / "summary.csv").query("row == 'run'")
-    assert list(table["model"].value_counts()) == [15, 15]  # 14 categories and the mean
+    assert list(table["model"].value_counts()) == [3, 3]  # two categories and the mean
     for model, rows in table.groupby("model"):
         own = runs[runs["experiment"].str.startswith(f"{model},")]
         mean = rows[rows["category"] == "Mean"].iloc[0]
