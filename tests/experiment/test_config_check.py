@@ -120,6 +120,9 @@ def test_a_wrong_value_is_refused_in_one_line_that_names_it(error_of, parts, wor
     ("text", "words"),
     [
         ("model:\n  class_path: padim_bottle.NoSuchModel\n", ["NoSuchModel"]),
+        ("dataset:\n  name: mvtec\n", ["dataset", "anomalib 0"]),
+        ("task: SEGMENTATION\n", ["task", "anomalib 1"]),
+        ("results_dir: {path: results}\n", ["results_dir", "anomalib 1"]),
         ("model:\n  class_path: padim_bottle.MVTecAD\n", ["MVTecAD"]),
         ("modle:\n  class_path: padim_bottle.Padim\n", ["modle"]),
         ("model: 3\n", ["model"]),
@@ -134,6 +137,18 @@ def test_a_wrong_section_is_refused_in_one_line_that_names_it(error_of, text, wo
     config = yaml.safe_load(DEMO) | yaml.safe_load(text)
     message = error_of(yaml.safe_dump(config))
     assert all(word in message for word in words), message
+
+
+def test_an_unknown_argument_is_named_without_repeating_the_others(error_of):
+    config = yaml.safe_load(DEMO)
+    config["model"] = {
+        "class_path": "anomalib.models.Padim",
+        "init_args": {"layers": ["layer3"], "input_size": [64, 64]},
+    }
+    message = error_of(yaml.safe_dump(config))
+    assert "anomalib.models.Padim" in message
+    assert "'input_size' is not accepted" in message
+    assert "layer3" not in message
 
 
 def test_anchors_and_aliases_work(tmp_path):

@@ -170,6 +170,17 @@ def test_every_config_of_other_data_runs(name, bottles, random_weights, tmp_path
     assert (run / "report.html").is_file()
 
 
+def test_one_batch_runs_without_validation_images(bottles, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    other_data.lay_out_folder(bottles / "bottle", tmp_path / "datasets" / OTHER_DATA["folder"])
+    arguments = [
+        "--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu", "--trainer.callbacks.report", "false",
+        "--data.val_split_mode", "none", "--model.pre_trained", "false", "--model.image_size", "[64, 64]",
+    ]  # fmt: skip
+    train(ROOT / "configs" / "folder.yaml", arguments)
+    assert (tmp_path / "results" / "folder" / "seed_42" / "metrics.json").is_file()
+
+
 def test_one_seed_decides_everything_also_for_the_control(bottles, random_weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MVTEC_AD_ROOT", str(bottles))

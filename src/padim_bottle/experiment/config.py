@@ -124,8 +124,8 @@ def _explain(error: Exception) -> str:
     text = " ".join(str(error).split())
     while problem := re.search(r"Problem with given class_path '([^']+)': (.*)", text):
         text = f"{problem[1]}: {problem[2]}"
-    # What follows repeats the whole configuration.
-    text = re.split(r" (?:- )?Given value type: <class 'jsonargparse", text)[0]
+    # What follows repeats the whole configuration, or all arguments of a class.
+    text = re.split(r" (?:- )?Given value type: <class '(?:jsonargparse|dict)", text)[0]
     text = re.sub(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: ", "", text)
     text = re.sub(r"Given value type: \S+ \S+ Given value: (\S+)", r"but got '\1'", text)
     text = re.sub(r"<class '([^']+)'>", r"\1", text).replace("Parser key ", "")

@@ -8,6 +8,9 @@ import yaml
 from padim_bottle.errors import UserError, in_a_line
 from padim_bottle.places import find_config
 
+# Keys at the top of configs that people still have.
+_OLD_KEYS = {"dataset": "0", "project": "0", "normalization": "1", "results_dir": "1", "task": "1", "metrics": "1"}
+
 
 def check_config(path: Path) -> Path:
     """Refuse a config that is no YAML mapping or holds a key twice.
@@ -16,7 +19,7 @@ def check_config(path: Path) -> Path:
         Where it is, see ``find_config``.
 
     Raises:
-        UserError: what is wrong with it, and in which line.
+        UserError: what is wrong with it, and in which line; or it was written for an older anomalib.
     """
     path = find_config(path)
     if not path.is_file():
@@ -34,6 +37,12 @@ def check_config(path: Path) -> Path:
         raise UserError(f"{path}: {in_a_line(error)}.") from error
     if not isinstance(settings, dict):
         raise UserError(f"{path}: it holds no settings ('key: value').")
+    for key, version in _OLD_KEYS.items():
+        if key in settings:
+            raise UserError(
+                f"{path}: '{key}' is a key of anomalib {version}, which anomalib 2 does not read. Take over what "
+                "differs into a copy of configs/padim_resnet18.yaml."
+            )
     return path
 
 

@@ -135,6 +135,9 @@ def run(experiment: Experiment) -> None:
     try:
         experiment.datamodule.prepare_data()
         experiment.datamodule.setup()
+        if not hasattr(experiment.datamodule, "val_data"):
+            # anomalib leaves it out where val_split_mode is none, and Lightning asks for it in a fast_dev_run.
+            experiment.datamodule.val_data = experiment.datamodule.train_data.subsample([])
     # What anomalib's data modules raise for files that are not there or do not belong together.
     except (FileNotFoundError, NotADirectoryError, ValueError, RuntimeError, MisMatchError) as error:
         raise UserError(f"data: {in_a_line(error)}.") from error
