@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = [*sorted((ROOT / "configs").glob("*.yaml")), *sorted((ROOT / "configs" / "peers").glob("*.yaml"))]
 EXPERIMENTS = [config for config in CONFIGS if "model" in yaml.safe_load(config.read_text())]
 OTHER_DATA = {"folder": "my_parts", "visa": "visa", "mvtec_ad2": "MVTec_AD_2"}
+FAST = {"padim_resnet18", "padim_resnet18_grids"}
 REAL = [config for config in EXPERIMENTS if config.stem not in {"demo", *OTHER_DATA}]
 
 
@@ -121,7 +122,11 @@ def test_a_config_says_what_to_expect(config):
     assert f"One run takes {alone['seconds_total']:.0f} s and {alone['peak_memory_bytes'] / 1e9:.1f} GB" in head
 
 
-@pytest.mark.parametrize("config", REAL, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(path, marks=[] if path.stem in FAST else pytest.mark.slow) for path in REAL],
+    ids=lambda path: path.stem,
+)
 def test_every_config_runs(config, bottles, random_weights, tmp_path, monkeypatch):
     """On tiny synthetic bottles and random weights; the network, layers and options are the config's own."""
     monkeypatch.chdir(tmp_path)
@@ -135,6 +140,8 @@ def test_every_config_runs(config, bottles, random_weights, tmp_path, monkeypatc
         arguments += ["--model.init_args.n_features", "30"]
     if text["model"]["class_path"].startswith("padim_bottle."):
         arguments += ["--model.init_args.pre_trained", "false", "--model.init_args.image_size", "[64, 64]"]
+    else:  # one batch
+        arguments += ["--data.init_args.train_batch_size", "4", "--trainer.limit_train_batches", "1"]
     if "max_epochs" in text["trainer"]:
         arguments += ["--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1"]
     # These bottles are not the published one, against which a config's own MVTecAD is verified.

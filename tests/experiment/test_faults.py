@@ -94,7 +94,7 @@ def one_line(capsys):
 @pytest.mark.parametrize(
     ("limit", "overrides", "words"),
     [
-        (100_000, [], ["training embeddings", "TMPDIR"]),
+        (100_000, [], ["Cannot keep the features", "TMPDIR"]),
         (5_000_000, [], ["No space left"]),  # the checkpoint
         (4_000, ["--model.calibration=false", "--model.position_calibration=false"], ["No space left"]),  # Lightning's
     ],

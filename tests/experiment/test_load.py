@@ -44,6 +44,7 @@ def test_evaluation_needs_few_bytes_a_pixel():
     assert peak < 13 * maps.size
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_two_hundred_predictions_leak_nothing():
     """The calibrated Lightning module as ``predict`` calls it, images of changing number, CPU."""
