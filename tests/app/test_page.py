@@ -55,13 +55,37 @@ def test_a_drawing_is_judged_on_the_photo_and_a_new_rate_asks_no_model(dark):
     assert "✓ good" in verdict and "score <b>20</b>, threshold <b>90</b> at alpha = 0.1" in verdict
     layer = np.zeros((60, 80, 4), dtype=np.uint8)
     layer[:5] = 95, 0, 0, 255
-    answers, _ = desk.draw({"background": None, "layers": [layer], "composite": None}, photo)
+    Image.fromarray(layer).save(dark.parent / "layer.png")
+    answers, _ = desk.draw(
+        {"background": None, "layers": [upload(dark.parent / "layer.png")], "composite": None}, photo
+    )
     assert "score <b>95</b>" in desk.decide(answers, 0.1)[0]
     for alpha, word in ((0.02, "✓ good"), (0.1, "✗ anomalous"), (0.3, "✗ anomalous"), (0.001, "? no verdict")):
         assert word in desk.decide(answers, alpha)[0]
     assert stub.asked == 2
     assert "✓ good" in desk.decide(desk.draw(None, photo)[0], 0.1)[0]
     assert desk.pick(SimpleNamespace(index=0))[2][0].prediction.score == 20
+
+
+def test_a_strangers_layers_are_not_decoded_before_they_are_counted_and_measured(dark, monkeypatch):
+    desk = Desk([Stub()], [], dark.parent)
+    photo = desk.take(upload(dark))[1]
+    # Small to send, 150 MB in memory.
+    Image.new("1", (7000, 5400)).save(dark.parent / "giant.png")
+    Image.new("RGBA", (8, 6)).save(dark.parent / "small.png")
+    (dark.parent / "notes.png").write_text("no picture")
+    monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("decoded"))
+    for names, words in ((["giant"], "too large"), (["small"] * 5, "5 layers"), (["notes"], "cannot be read")):
+        layers = [upload(dark.parent / f"{name}.png") for name in names]
+        with pytest.raises(UserError, match=words):
+            desk.draw({"background": None, "layers": layers, "composite": None}, photo)
+    monkeypatch.undo()
+    # Another file of the machine is refused, and what the page does not use is not opened.
+    with pytest.raises(UserError, match="no uploaded photo"):
+        desk.draw({"layers": [upload("/etc/passwd")]}, photo)
+    other = upload(dark.parent / "giant.png")
+    answers, _ = desk.draw({"background": other, "layers": [], "composite": other}, photo)
+    assert answers[0].prediction.score == 20
 
 
 def test_what_is_not_there_yet_is_no_error(dark):

@@ -11,7 +11,7 @@ import gradio as gr
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from padim_bottle.app.judging import Answer, Model
-from padim_bottle.app.uploads import Picture, draw_over, read_upload, shrink
+from padim_bottle.app.uploads import Picture, draw_over, read_layers, read_upload, shrink
 from padim_bottle.data.images import read_image
 from padim_bottle.errors import UserError, explain_failure
 
@@ -63,10 +63,7 @@ class Desk:
         # Nothing has arrived yet where only the camera was switched on.
         if upload is None:
             return gr.skip()
-        path = Path(upload["path"]).resolve()
-        # A stranger could ask for any file of this machine.
-        if not path.is_relative_to(self.uploads):
-            raise UserError("This is no uploaded photo: drop, take or pick one.")
+        path = self._uploaded(upload)
         return self._lay(read_upload(path, upload["orig_name"] or path.name, self.models[0].predictor.read))
 
     def pick(self, picked: gr.SelectData) -> list[Any]:
@@ -78,7 +75,9 @@ class Desk:
         if photo is None:
             raise UserError("There is no photo here: drop, take or pick one first.")
         # The layers alone: the browser's copy of the photo is smaller and went through its colour management.
-        return self._judge(draw_over(photo, board["layers"] if board else []))
+        return self._judge(
+            draw_over(photo, read_layers([self._uploaded(layer) for layer in board["layers"]] if board else []))
+        )
 
     def wipe(self, photo: Picture | None) -> Any:
         """Return what lies on the drawing board after it was cleared: the photo again."""
@@ -89,6 +88,13 @@ class Desk:
         if not answers:
             return gr.skip()
         return [self._template.render(answer=answer, verdict=answer.at(alpha), alpha=alpha) for answer in answers]
+
+    def _uploaded(self, upload: dict[str, Any]) -> Path:
+        path = Path(upload["path"]).resolve()
+        # A stranger could ask for any file of this machine.
+        if not path.is_relative_to(self.uploads):
+            raise UserError("This is no uploaded photo: drop, take or pick one.")
+        return path
 
     def _lay(self, photo: Picture) -> list[Any]:
         return [shrink(photo, BOARD_SIDE), photo, *self._judge(photo)]
@@ -108,7 +114,6 @@ def build_page(models: Sequence[Model], gallery: Sequence[Path], no_gallery: str
     """
     thumbnails = list(_thumbnails(gallery[:PICKABLE]))
     with gr.Blocks(title="PaDiM", analytics_enabled=False, delete_cache=(60, FILE_SECONDS)) as page:
-        desk = Desk(models, [path for path, _ in thumbnails], Path(page.GRADIO_CACHE))
         gr.Markdown(INTRODUCTION)
         with gr.Row():
             with gr.Column(min_width=300):
@@ -142,7 +147,9 @@ def build_page(models: Sequence[Model], gallery: Sequence[Path], no_gallery: str
                     heatmaps.append(gr.Image(label=HEATMAP, interactive=False, buttons=["fullscreen"]))
         photo, answers = gr.State(time_to_live=SESSION_SECONDS), gr.State([], time_to_live=SESSION_SECONDS)
         judged = [answers, *heatmaps]
-        # Uploads as they come: Gradio would open a file itself, and answer a damaged one with a traceback.
+        desk = Desk(models, [path for path, _ in thumbnails], Path(page.GRADIO_CACHE))
+        # Uploads and drawings as they come: Gradio would open files of any size itself, and answer a damaged one with a
+        # traceback.
         raw = {"preprocess": False, "api_visibility": "private"}
         # One photo at a time: an exported model's memory is not for two.
         network = {"concurrency_id": "network", "concurrency_limit": 1}
@@ -152,8 +159,7 @@ def build_page(models: Sequence[Model], gallery: Sequence[Path], no_gallery: str
             done(lambda: None, None, upload, show_progress="hidden", api_visibility="private")
         picked = pickable.select(_in_words(desk.pick), None, [board, photo, *judged], **raw, **network)
         drawn = board.input(
-            _in_words(desk.draw), [board, photo], judged,
-            trigger_mode="always_last", api_visibility="private", **network,
+            _in_words(desk.draw), [board, photo], judged, trigger_mode="always_last", **raw, **network,
         )  # fmt: skip
         board.clear(_in_words(desk.wipe), photo, board, api_visibility="private")
         # By an event of its own, one after the other, at the rate of then: alpha moves while models are asked.

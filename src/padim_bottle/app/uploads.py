@@ -16,6 +16,9 @@ from padim_bottle.errors import UserError
 MAX_PIXELS = 50_000_000
 """More than most cameras have; decoded, it is 150 MB."""
 
+MAX_LAYERS, MAX_LAYER_PIXELS = 4, 5_000_000
+"""The page has one layer, of the size of its board: 512 pixels, times three on fine screens."""
+
 Picture = NDArray[np.uint8]
 
 
@@ -38,6 +41,33 @@ def read_upload(path: Path, name: str, read: Callable[[Path], Picture] = read_im
         return read(path)
     except UserError as error:
         raise UserError(str(error).replace(str(path), name)) from None
+
+
+def read_layers(paths: Sequence[Path]) -> list[Picture]:
+    """Decode what was drawn; numbers and sizes are looked at before.
+
+    Args:
+        paths: image files.
+
+    Returns:
+        RGBA, uint8 (h, w, 4) each.
+
+    Raises:
+        UserError: they are too many, too large or no images.
+    """
+    if len(paths) > MAX_LAYERS:
+        raise UserError(f"The drawing has {len(paths)} layers, more than {MAX_LAYERS}: clear it and draw again.")
+    return list(map(_read_layer, paths))
+
+
+def _read_layer(path: Path) -> Picture:
+    try:
+        with Image.open(path, formats=("PNG", "WEBP")) as image:
+            if image.width * image.height > MAX_LAYER_PIXELS:
+                raise UserError("The drawing is too large: clear it and draw again.")
+            return np.array(image.convert("RGBA"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise UserError("The drawing cannot be read: clear it and draw again.") from None
 
 
 def _check_size(path: Path) -> None:
