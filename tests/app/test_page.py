@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from padim_bottle.app.judging import Answer
+from padim_bottle.data.images import read_image
 from padim_bottle.errors import UserError
 from padim_bottle.model.rule import Rule
 from padim_bottle.predict.predictor import ImagePrediction
@@ -26,6 +27,9 @@ class Stub:
 
     def __init__(self):
         self.asked = 0
+
+    def read(self, path):
+        return read_image(path)
 
     def judge(self, photo):
         self.asked += 1

@@ -64,11 +64,11 @@ class Desk:
         if upload is None:
             return gr.skip()
         path = self._uploaded(upload)
-        return self._lay(read_upload(path, upload["orig_name"] or path.name, self.models[0].predictor.read))
+        return self._lay(read_upload(path, upload["orig_name"] or path.name, self.models[0].read))
 
     def pick(self, picked: gr.SelectData) -> list[Any]:
         """Lay a photo of the gallery on the drawing board and judge it."""
-        return self._lay(self.models[0].predictor.read(self.gallery[picked.index]))
+        return self._lay(self.models[0].read(self.gallery[picked.index]))
 
     def draw(self, board: dict[str, Any] | None, photo: Picture | None) -> list[Any]:
         """Judge the photo with what was drawn on it."""

@@ -80,6 +80,10 @@ class Model:
         calibration = self.predictor.card["calibration"]
         return calibration and calibration["alpha"]
 
+    def read(self, path: Path) -> Picture:
+        """Read a photo, RGB, uint8 (h, w, 3), as those of the training were read."""
+        return self.predictor.read(path)
+
     def judge(self, photo: Picture) -> Answer:
         """Judge a photo, RGB, uint8 (h, w, 3)."""
         (prediction,) = self.predictor.predict([photo])
