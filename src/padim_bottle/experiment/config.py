@@ -128,5 +128,7 @@ def _explain(error: Exception) -> str:
     text = re.split(r" (?:- )?Given value type: <class '(?:jsonargparse|dict)", text)[0]
     text = re.sub(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: ", "", text)
     text = re.sub(r"Given value type: \S+ \S+ Given value: (\S+)", r"but got '\1'", text)
+    text = re.sub(r"\.? Got value: (\S+)$", r" but got '\1'", text)
+    text = re.sub(r"'(\w+)' object has no attribute 'keys'", r"init_args: expected 'key: value', but got a \1", text)
     text = re.sub(r"<class '([^']+)'>", r"\1", text).replace("Parser key ", "")
     return re.sub(r"^(- )?Expected a NoneType (?!Expected)|(?<= )- ", "", text)
