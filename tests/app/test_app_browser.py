@@ -186,7 +186,7 @@ def test_what_cannot_be_judged_is_answered_by_a_sentence(open_page, models, good
     (tmp_path / "heavy.png").write_bytes(bytes(31 * 1024**2))
     for name, sentence in {
         "cut.png": "Cannot decode the image cut.png: image file is truncated",
-        "notes.png": "Cannot decode the image notes.png: it is of no known image format",
+        "notes.png": "Cannot decode the image notes.png: it is in none of the formats",
         "giant.png": "giant.png has more than 50 million pixels, too many here: make it smaller.",
         "heavy.png": "exceed the maximum allowed size of 30.0 Mb",
     }.items():

@@ -108,7 +108,7 @@ def test_names_are_inert(dark):
     dark.write_bytes(b"no picture")
     with pytest.raises(gr.Error) as error:
         page_module._in_words(desk.take)(upload(dark, HOSTILE))
-    assert "of no known image format" in error.value.message and "<img" not in error.value.message
+    assert "in none of the formats" in error.value.message and "<img" not in error.value.message
     assert not error.value.print_exception
 
 
