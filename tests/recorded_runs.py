@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from padim_bottle.evaluation.metrics import evaluate
 from padim_bottle.evaluation.predictions import Predictions, Thresholds, predictions_table
+from padim_bottle.heat import HeatmapScale, overlay
 from padim_bottle.model.rule import Rule
-from padim_bottle.report.panels import HeatmapScale, draw_panels, write_strip
 from padim_bottle.runs.figure_data import DATA_FILE, save_data
 from padim_bottle.runs.folder import strip_path
 
@@ -94,9 +95,16 @@ def write_run(
         scale = HeatmapScale.from_threshold(6.0, 3.0)
         for i, path in enumerate(predictions.image_paths):
             photograph = rng.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
-            panels = draw_panels(photograph, maps[i], masks[i], maps[i] >= 6, scale)
-            write_strip(folder / strip_path(Path("images", names[i], f"{Path(path).stem}.png")), panels)
+            strip = strip_path(Path("images", names[i], f"{Path(path).stem}.png"))
+            write_panels(folder / strip, photograph, scale.colours(maps[i]))
     return folder
+
+
+def write_panels(path: Path, photograph: np.ndarray, heat: np.ndarray) -> None:
+    """Write photograph, map and decision side by side, as a run keeps them for its report."""
+    strip = np.hstack([photograph, overlay(photograph, heat), photograph]).repeat(7, axis=0).repeat(7, axis=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(strip).save(path, quality=85)
 
 
 def add_training_photos(folder: Path, copies: list[list[str]] = (), parts: bool = False) -> Path:
@@ -113,11 +121,10 @@ def add_training_photos(folder: Path, copies: list[list[str]] = (), parts: bool 
         }
     )
     table.sample(frac=1, random_state=0).to_csv(folder / "training_photos.csv", index=False)
-    nowhere = np.zeros((SIDE, SIDE), dtype=bool)
     photograph = np.full((SIDE, SIDE, 3), 90, dtype=np.uint8)
-    panels = draw_panels(photograph, np.ones((SIDE, SIDE), np.float32), nowhere, nowhere, HeatmapScale(0.0, 2.0))
+    heat = HeatmapScale(0.0, 2.0).colours(np.ones((SIDE, SIDE)))
     for name in names:
-        write_strip(folder / strip_path(Path("images", "train", name)), panels)
+        write_panels(folder / strip_path(Path("images", "train", name)), photograph, heat)
     metrics["calibration"]["copies"] = list(copies)
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return folder

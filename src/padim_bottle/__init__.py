@@ -1,8 +1,8 @@
 """PaDiM on MVTec AD 'bottle' with Anomalib.
 
-``padim_bottle.Padim``, ``padim_bottle.MVTecAD``, ``padim_bottle.Photos``, ``padim_bottle.SyntheticBottles`` and
-``padim_bottle.ResultsWriter`` are what the configs name. They are loaded when they are first asked for: importing this
-package is cheap.
+``padim_bottle.Padim``, ``padim_bottle.MVTecAD``, ``padim_bottle.Photos``, ``padim_bottle.SyntheticBottles``,
+``padim_bottle.ResultsWriter`` and ``padim_bottle.Report`` are what the configs name. They are loaded when they are
+first asked for: importing this package is cheap.
 """
 
 from importlib import import_module
@@ -17,10 +17,11 @@ _HOMES = {
     "Photos": "padim_bottle.data.photos",
     "SyntheticBottles": "padim_bottle.data.synthetic",
     "ResultsWriter": "padim_bottle.runs.writer",
+    "Report": "padim_bottle.report.callback",
     "MLFlowLogger": "padim_bottle.runs.loggers",
 }
 
-__all__ = ["MLFlowLogger", "MVTecAD", "Padim", "Photos", "ResultsWriter", "SyntheticBottles"]
+__all__ = ["MLFlowLogger", "MVTecAD", "Padim", "Photos", "Report", "ResultsWriter", "SyntheticBottles"]
 
 
 def __getattr__(name: str) -> Any:

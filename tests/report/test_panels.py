@@ -6,17 +6,8 @@ import pytest
 from PIL import Image
 
 from padim_bottle.errors import UserError
-from padim_bottle.report.panels import (
-    COLOURMAP,
-    PREDICTION,
-    TRUTH,
-    HeatmapScale,
-    draw_panels,
-    lay_out,
-    read_strip,
-    write_png,
-    write_strip,
-)
+from padim_bottle.heat import COLOURMAP, HeatmapScale, write_png
+from padim_bottle.report.panels import PREDICTION, TRUTH, draw_panels, lay_out, read_strip, write_strip
 
 SIDE = 256
 SCALE = HeatmapScale.from_threshold(20.0, 10.0)

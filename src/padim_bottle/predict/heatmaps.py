@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from padim_bottle.data.images import read_image
 from padim_bottle.errors import DISK_FULL, UserError
+from padim_bottle.heat import HeatmapScale, overlay, write_png
 from padim_bottle.predict.predictor import ImagePrediction
-from padim_bottle.report.panels import HeatmapScale, write_png
 
 
 class Pictures:
@@ -74,9 +74,7 @@ def draw(photo: NDArray[np.uint8], prediction: ImagePrediction) -> tuple[NDArray
     )
     # Normalised: the threshold is at 0.5 and a typical good pixel at 0.25.
     colours = HeatmapScale.from_threshold(0.5, 0.25).colours(anomaly_map)
-    grey = cv2.cvtColor(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     # The mask is the model's own where sizes agree; else its border follows the map, not the model's coarser pixels.
     same = prediction.mask.shape == (height, width)
     mask = prediction.mask if same else anomaly_map >= 0.5
-    heatmap: Any = cv2.addWeighted(grey, 0.35, colours, 0.65, 0)
-    return heatmap, (mask * 255).astype("uint8")
+    return overlay(photo, colours), (mask * 255).astype("uint8")

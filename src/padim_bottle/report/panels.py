@@ -6,25 +6,19 @@ Nothing here keeps state, so pictures can be drawn in a pool of threads.
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from padim_bottle.errors import UserError
 from padim_bottle.files import write_whole
+from padim_bottle.heat import HeatmapScale, Picture, overlay
 
-Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]
-
-COLOURMAP: Picture = matplotlib.colormaps["inferno"](np.arange(256), bytes=True)[:, :3].copy()
-"""RGB of 256 scores from low to high; perceptually uniform, and dark where nothing is wrong."""
-COLOURMAP.flags.writeable = False
 
 # Of Okabe and Ito's palette: told apart with any colour vision, and not found on a bottle.
 TRUTH: Colour = (86, 180, 233)
@@ -36,49 +30,6 @@ _FAINT: Colour = (150, 150, 158)
 _MIN_PANEL = 224  # pixels; titles do not fit in less
 _STRIP_HEIGHT = 256  # pixels; as much as the report shows
 _JPEG_QUALITY = 85
-
-
-@dataclass(frozen=True)
-class HeatmapScale:
-    """One colour scale for all anomaly maps of a run, so that colours can be compared between its pictures.
-
-    Attributes:
-        low: raw score drawn in the darkest colour.
-        high: raw score drawn in the brightest colour; if it equals ``low``, all maps are dark.
-        threshold: raw score from which a pixel is called anomalous, marked in the colour bar; None if
-            unknown.
-
-    Raises:
-        ValueError: if a limit is not finite or ``high`` is less than ``low``.
-    """
-
-    low: float
-    high: float
-    threshold: float | None = None
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
-            raise ValueError(f"a heatmap needs finite limits, low <= high, not {self.low} and {self.high}")
-
-    @classmethod
-    def from_threshold(cls, pixel_threshold: float, typical: float) -> "HeatmapScale":
-        """Put the threshold at 40 % of the scale: normal pixels stay dark and defects have room to differ.
-
-        Args:
-            pixel_threshold: raw score from which a pixel is called anomalous.
-            typical: raw score of a typical normal pixel, drawn in the darkest colour.
-        """
-        span = pixel_threshold - typical
-        if span <= 0:  # a degenerate model; its pictures may help to find out why
-            span = max(abs(pixel_threshold), 1.0)
-        low = pixel_threshold - span
-        return cls(low, low + 2.5 * span, pixel_threshold)
-
-    def colours(self, scores: NDArray[np.floating]) -> Picture:
-        """Return the RGB colours ``(..., 3)`` of raw scores ``(...)``; scores off the scale are clipped."""
-        scores = np.clip(np.asarray(scores, dtype=np.float64), self.low, self.high)
-        level = (scores - self.low) / max(self.high - self.low, np.finfo(np.float64).tiny)
-        return COLOURMAP[np.rint(level * 255).astype(np.uint8)]
 
 
 class Panels(NamedTuple):
@@ -122,7 +73,6 @@ def draw_panels(
     unit = min(height, width) / 256
     image = _resized(image, height, width)
     predicted_mask = _enlarged(predicted_mask, zoom)
-    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     heat = cv2.resize(scale.colours(anomaly_map), (width, height), interpolation=cv2.INTER_LINEAR)
     decision = _tinted(image, predicted_mask, PREDICTION)
     _outline(decision, predicted_mask, PREDICTION, unit, dashed=False)
@@ -132,8 +82,7 @@ def draw_panels(
         truth, title = image.copy(), "Ground truth" if mask.any() else "Ground truth: no defect"
         for panel in (truth, decision):
             _outline(panel, _enlarged(mask, zoom), TRUTH, unit, dashed=True)
-    mixture = np.asarray(cv2.addWeighted(grey, 0.35, heat, 0.65, 0), np.uint8)
-    return Panels(image, truth, mixture, decision, title)
+    return Panels(image, truth, overlay(image, np.asarray(heat, np.uint8)), decision, title)
 
 
 def lay_out(panels: Panels, scale: HeatmapScale, caption: str) -> Picture:
@@ -195,24 +144,6 @@ def encode_jpeg(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=_JPEG_QUALITY)
     return buffer.getvalue()
-
-
-def write_png(path: Path, array: Picture) -> None:
-    """Write a grey ``(H, W)`` or RGB ``(H, W, 3)`` uint8 picture; the file appears whole or not at all.
-
-    Folders that are missing are made. An existing file is replaced.
-
-    Raises:
-        ValueError: if the array is no such picture.
-        OSError: if the file cannot be written.
-    """
-    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
-        raise ValueError(f"a picture is uint8 (H, W) or (H, W, 3), not {array.dtype} {array.shape}")
-    bgr = cv2.cvtColor(array, cv2.COLOR_RGB2BGR) if array.ndim == 3 else array
-    # One fixed filter is nearly twice as fast as the default and files are hardly larger.
-    settings = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
-    _, encoded = cv2.imencode(".png", bgr, settings)
-    write_whole(Path(path), encoded.tobytes())
 
 
 def _resized(image: Picture, height: int, width: int) -> Picture:

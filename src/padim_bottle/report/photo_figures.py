@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from padim_bottle.report.panels import Picture, read_strip
+from padim_bottle.heat import Picture
+from padim_bottle.report.panels import read_strip
 from padim_bottle.report.score_figures import Drawing, plain
 from padim_bottle.runs.run import Run
 

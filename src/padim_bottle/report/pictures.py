@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning import LightningModule
 
 from padim_bottle.evaluation.predictions import Thresholds
-from padim_bottle.model.anomaly_map import unnormalised
-from padim_bottle.report.panels import HeatmapScale, draw_panels, lay_out, write_png, write_strip
+from padim_bottle.heat import HeatmapScale, write_png
+from padim_bottle.report.panels import draw_panels, lay_out, write_strip
 from padim_bottle.runs.folder import picture_path, strip_path
 
 
@@ -94,12 +93,6 @@ class Pictures:
         write_png(self._folder / target, lay_out(panels, self._scale, caption))
         if self._strips:
             write_strip(self._folder / strip_path(target), panels)
-
-
-def to_pictures(images: torch.Tensor) -> np.ndarray:
-    """Undo the normalisation: (B, 3, H, W) tensors to (B, H, W, 3) bytes."""
-    pictures = unnormalised(images.detach().cpu())
-    return (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def _calibrated_scale(thresholds: Thresholds, pl_module: LightningModule) -> HeatmapScale | None:

@@ -14,6 +14,13 @@ import torch
 PACKAGES = ("padim-bottle", "anomalib", "lightning", "torch", "torchvision", "timm", "numpy")
 
 
+CORE = (
+    "errors.py", "files.py", "places.py", "console.py", "tables.py", "heat.py", "data", "model", "evaluation", "runs",
+    "experiment",
+)  # fmt: skip
+"""What the numbers of a run come from."""
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide the numbers."""
     return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
@@ -40,10 +47,16 @@ def git_commit() -> str | None:
 
 @lru_cache
 def code_digest() -> str:
-    """Return a SHA-256 of this package's Python files as this process first found them, with or without git."""
+    """Return a SHA-256 of the core's Python files as this process first found them, with or without git.
+
+    What opens on the core, such as the report or the app, changes no number of a run, and counts for nothing.
+    """
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
+    files = [
+        path for room in CORE for path in (package / room, *(package / room).rglob("*.py")) if path.suffix == ".py"
+    ]
+    for path in sorted(files):
         # Line endings differ between checkouts of the same code.
         content = path.read_bytes().replace(b"\r\n", b"\n")
         digest.update(f"{path.relative_to(package).as_posix()} {hashlib.sha256(content).hexdigest()}\n".encode())

@@ -6,6 +6,7 @@ import logging
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from importlib import import_module
 from pathlib import Path
@@ -25,11 +26,11 @@ from padim_bottle.errors import UserError
 from padim_bottle.evaluation.metrics import evaluate
 from padim_bottle.evaluation.predictions import Predictions, predictions_table
 from padim_bottle.files import sha256, write_whole
-from padim_bottle.report.pictures import Pictures, to_pictures
-from padim_bottle.report.screen import print_summary
+from padim_bottle.model.anomaly_map import unnormalised
 from padim_bottle.runs import environment
 from padim_bottle.runs.figure_data import DATA_FILE, save_data
 from padim_bottle.runs.folder import partial_folder, publish, remove_abandoned
+from padim_bottle.runs.listener import RunListener
 from padim_bottle.runs.loggers import log_results
 from padim_bottle.runs.record import (
     describe_calibration,
@@ -53,18 +54,22 @@ class ResultsWriter(Callback):
     them everything is written after the training.
 
     The folder holds ``config.yaml`` (as resolved), ``metrics.json``, ``predictions.csv``, ``model.ckpt``,
-    ``images/<defect>/<name>.png``, ``figures/`` and ``report.html``, and of a calibrated model ``training_photos.csv``:
-    the leave-one-out scores of the training images, the oddest first. It is written under a hidden name and renamed
-    when it is whole. A finished run that says something else and stands in its place is kept as
+    ``figures/data.npz`` (curves of the pixels, mean and spread of the training images' maps), and of a calibrated model
+    ``training_photos.csv``: the leave-one-out scores of the training images, the oddest first. It is written under a
+    hidden name and renamed when it is whole. A finished run that says something else and stands in its place is kept as
     ``seed_<n>.previous_<k>``.
+
+    Pictures, ``report.html`` and the summary on the screen are the work of the ``RunListener`` among the trainer's
+    callbacks. Without one, ``padim_bottle.Report`` is asked.
 
     It reads raw scores: Lightning calls it before the model's own post-processor normalises them.
 
     Args:
         experiment: name of the experiment, the folder's name.
         root: folder of all results.
-        images: draw a picture of every test image.
-        report: draw figures and write ``report.html``. Should that fail, a warning says so and the rest is there.
+        images: as in ``padim_bottle.Report``: draw a picture of every test image.
+        report: likewise: draw figures and write ``report.html``. Should that fail, a warning says so and the rest is
+            there.
 
     Attributes:
         quiet: print no summary; a sweep sets it.
@@ -85,12 +90,12 @@ class ResultsWriter(Callback):
         self.quiet = False
         self.features_from_seed: int | None = None
         # Of the run at work or just finished, None before: a Path, what metrics.json has, a DataDescription, the hidden
-        # Path that becomes the folder, Pictures.
+        # Path that becomes the folder.
         self.folder: Any = None
         self.metrics: Any = None
         self._data: Any = None
         self._partial: Any = None
-        self._pictures: Any = None
+        self._listeners: list[RunListener] = []
         self._seconds: dict[str, float] = {}
         self._started: dict[str, float] = {}
 
@@ -104,6 +109,8 @@ class ResultsWriter(Callback):
         if stage == "test" and self._data is not None and not self._data.defect_types:
             return  # all was written after the training
         self._data = describe(trainer.datamodule)
+        self._listeners = [callback for callback in trainer.callbacks if isinstance(callback, RunListener)]
+        self._listeners = self._listeners or _report(self.images, self.report)
         self.metrics, self._seconds, self._started = None, {}, {}
         self._start("total")
         environment.start_measuring(trainer.strategy.root_device)
@@ -160,10 +167,8 @@ class ResultsWriter(Callback):
         self._maps: list[np.ndarray] = []
         self._masks: list[np.ndarray] = []
         self._thresholds = run_thresholds(pl_module, trainer.datamodule)
-        self._pictures = Pictures(self._partial, self._thresholds, pl_module, strips=self.report)
-        if self.report:
-            # Loaded while the network computes, for it takes half a second.
-            self._pictures.beside(import_module, "padim_bottle.report.run_report")
+        for listener in self._listeners:
+            listener.on_run_start(self._partial, self._thresholds, pl_module)
 
     def on_test_batch_end(
         self,
@@ -174,7 +179,7 @@ class ResultsWriter(Callback):
         batch_idx: int,
         *args: Any,
     ) -> None:
-        """Collect a batch's raw predictions and hand it to the drawing threads."""
+        """Collect a batch's raw predictions and hand them on."""
         if outputs.anomaly_map is None:
             raise UserError(f"{type(pl_module).__name__} gives no anomaly maps, which the results are made from.")
         maps = outputs.anomaly_map.detach().float().cpu().numpy()
@@ -187,17 +192,16 @@ class ResultsWriter(Callback):
         self._scores.append(scores)
         self._maps.append(maps)
         self._masks.append(masks)
-        if self.images:
-            p_values = _p_values(pl_module, scores)
-            for i, (path, picture) in enumerate(zip(outputs.image_path, to_pictures(outputs.image), strict=True)):
-                self._pictures.add(
-                    Path(self._data.defect_types[path], Path(path).name),
-                    picture,
-                    maps[i],
-                    None if path in self._data.unmasked else masks[i],
-                    float(scores[i]),
-                    None if p_values is None else float(p_values[i]),
-                )
+        watching = self._watching()
+        if not watching:
+            return
+        p_values = _p_values(pl_module, scores)
+        for i, (path, picture) in enumerate(zip(outputs.image_path, _to_pictures(outputs.image), strict=True)):
+            name = Path(self._data.defect_types[path], Path(path).name)
+            mask = None if path in self._data.unmasked else masks[i]
+            p_value = None if p_values is None else float(p_values[i])
+            for listener in watching:
+                listener.on_run_image(name, picture, maps[i], mask, float(scores[i]), p_value)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate, write everything, and give the folder its name."""
@@ -207,7 +211,8 @@ class ResultsWriter(Callback):
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._review(trainer, pl_module)
         self._start("draw")
-        self._pictures.finish()
+        for listener in self._listeners:
+            listener.on_run_images_end()
         self._stop("draw")
 
         self._start("evaluate")
@@ -233,10 +238,13 @@ class ResultsWriter(Callback):
         self._take_checkpoint(trainer)
         self.metrics = {**self._header(trainer, pl_module), **metrics, **self._footer(pl_module)}
         self._write_metrics()
-        if self.report:
-            self._start("report")
-            self._write_report(pl_module, predictions)
-            self._stop("report")
+        self._start("report")
+        with self._spared("The data of the figures"):
+            self._write_figure_data(pl_module, predictions)
+        for listener in self._listeners:
+            with self._spared(f"What {type(listener).__name__} adds"):
+                listener.on_run_written(self._partial)
+        self._stop("report")
         self._stop("total")
         self._write_metrics()
         publish(self._partial, self.folder)
@@ -249,14 +257,15 @@ class ResultsWriter(Callback):
         if stage == "test" and self.metrics is not None and not self.quiet:
             if trainer.progress_bar_callback is not None:
                 trainer.progress_bar_callback.teardown(trainer, pl_module, stage)
-            print_summary(Run(self.folder, self.metrics))
+            for listener in self._listeners:
+                listener.on_run_published(Run(self.folder, self.metrics))
         if stage == "test":
             self._data = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no half-written result behind."""
-        if self._pictures is not None:
-            self._pictures.cancel()
+        for listener in self._listeners:
+            listener.on_run_failed()
         if self._partial is not None:
             shutil.rmtree(self._partial, ignore_errors=True)
             with contextlib.suppress(OSError):
@@ -282,7 +291,7 @@ class ResultsWriter(Callback):
             }
         ).sort_values("score", ascending=False, kind="stable")
         table.to_csv(self._partial / "training_photos.csv", index=False)
-        if not self.images or not isinstance(trainer.datamodule, Photos):
+        if not self._watching() or not isinstance(trainer.datamodule, Photos):
             return
         oddest, data = table.head(ODDEST), trainer.datamodule.train_data
         maps = pl_module.leave_one_out_maps(list(oddest.index)).float().cpu().numpy()
@@ -290,7 +299,8 @@ class ResultsWriter(Callback):
         for photo, anomaly_map in zip(oddest.itertuples(), maps, strict=True):
             picture = (data[row_of[photo.image_path]].image * 255).round().byte().permute(1, 2, 0).numpy()
             name = Path("train", Path(photo.image_path).name)
-            self._pictures.add(name, picture, anomaly_map, None, photo.score, photo.p_value)
+            for listener in self._watching():
+                listener.on_run_image(name, picture, anomaly_map, None, photo.score, photo.p_value)
 
     def _header(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         return {
@@ -321,26 +331,29 @@ class ResultsWriter(Callback):
         # Renamed, so that a disk that is full the second time leaves what was written the first time.
         write_whole(self._partial / "metrics.json", json.dumps(self.metrics, indent=2, allow_nan=False) + "\n")
 
-    def _write_report(self, pl_module: LightningModule, predictions: Predictions) -> None:
-        """Draw the figures and write the report; whatever goes wrong there, the run's numbers are kept."""
+    def _write_figure_data(self, pl_module: LightningModule, predictions: Predictions) -> None:
         model = pl_module.model
-        try:
-            from padim_bottle.report.run_report import write_report
+        save_data(
+            self._partial / DATA_FILE,
+            predictions,
+            self._thresholds.pixel,
+            map_mean=_to_numpy(getattr(model, "map_mean", None)),
+            map_std=_to_numpy(getattr(model, "map_std", None)),
+        )
 
-            save_data(
-                self._partial / DATA_FILE,
-                predictions,
-                self._thresholds.pixel,
-                map_mean=_to_numpy(getattr(model, "map_mean", None)),
-                map_std=_to_numpy(getattr(model, "map_std", None)),
-            )
-            write_report(self._partial)
+    @contextlib.contextmanager
+    def _spared(self, what: str) -> Iterator[None]:
+        """Go on after any error: the run's numbers are written, and are not lost for what is made from them."""
+        try:
+            yield
         except Exception as error:
-            shutil.rmtree(self._partial / DATA_FILE.parent, ignore_errors=True)
             logger.warning(
-                "The figures and the report of %s could not be made (%s: %s). Everything else of the run is there.",
-                self.folder, type(error).__name__, error,
+                "%s could not be made for %s (%s: %s). Everything else of the run is there.",
+                what, self.folder, type(error).__name__, error,
             )  # fmt: skip
+
+    def _watching(self) -> list[RunListener]:
+        return [listener for listener in self._listeners if listener.wants_images]
 
     def _write_config(self, trainer: Trainer) -> str:
         saver = next((c for c in trainer.callbacks if isinstance(c, SaveConfigCallback)), None)
@@ -369,6 +382,23 @@ class ResultsWriter(Callback):
 def dump_config(parser: ArgumentParser, config: Namespace) -> str:
     """Return the text of ``config.yaml``: the config as resolved, whose digest is ``config_sha256``."""
     return parser.dump(config, skip_none=False, skip_validation=True)
+
+
+def _report(images: bool, report: bool) -> list[RunListener]:
+    """Return ``padim_bottle.Report``, which is no part of the core; nothing, with a warning, where it is not there."""
+    try:
+        return [import_module("padim_bottle").Report(images=images, report=report)]
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("padim_bottle.report"):
+            raise
+        logger.warning("padim_bottle.report is not installed: this run has no pictures, no report and no summary.")
+        return []
+
+
+def _to_pictures(images: torch.Tensor) -> np.ndarray:
+    """Undo the normalisation: (B, 3, H, W) tensors to (B, H, W, 3) bytes."""
+    pictures = unnormalised(images.detach().cpu())
+    return (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def _p_values(pl_module: LightningModule, scores: torch.Tensor) -> np.ndarray | None:

@@ -1,0 +1,61 @@
+"""What ``ResultsWriter`` tells others of a run while it is written."""
+
+from pathlib import Path
+
+import numpy as np
+from lightning import LightningModule
+from lightning.pytorch import Callback
+
+from padim_bottle.evaluation.predictions import Thresholds
+from padim_bottle.runs.run import Run
+
+
+class RunListener(Callback):
+    """A callback that adds to a run's folder before it gets its name, such as pictures and a page.
+
+    ``ResultsWriter`` finds those among the trainer's callbacks and calls these hooks, besides Lightning's own.
+    """
+
+    wants_images = True
+    """Whether ``on_run_image`` is to be called."""
+
+    def on_run_start(self, folder: Path, thresholds: Thresholds, pl_module: LightningModule) -> None:
+        """Begin: the model is trained, and nothing was tested yet.
+
+        Args:
+            folder: the hidden folder of the run.
+            thresholds: the run's.
+            pl_module: the model.
+        """
+
+    def on_run_image(
+        self,
+        name: Path,
+        picture: np.ndarray,
+        anomaly_map: np.ndarray,
+        mask: np.ndarray | None,
+        score: float,
+        p_value: float | None,
+    ) -> None:
+        """Take an image that was judged; the loop goes on when this returns.
+
+        Args:
+            name: defect type, or ``train``, and file name.
+            picture: (H, W, 3) bytes.
+            anomaly_map: (H, W) raw pixel scores.
+            mask: (H, W) bool ground truth, or ``None`` where there is none.
+            score: raw image score.
+            p_value: the score's, where the model is calibrated.
+        """
+
+    def on_run_images_end(self) -> None:
+        """Finish what was begun for the images."""
+
+    def on_run_written(self, folder: Path) -> None:
+        """Add to the hidden folder, which holds all of the writer's own files; an error is a warning, and no more."""
+
+    def on_run_published(self, run: Run) -> None:
+        """Say what came out, now that the folder has its name."""
+
+    def on_run_failed(self) -> None:
+        """Stop: there will be no run."""
