@@ -1,0 +1,53 @@
+"""The core stands on its own: without each door in turn, and without all of them, it trains, tests and writes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from padim_bottle.runs.environment import CORE
+from padim_bottle.runs.run import Run
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),
+]
+
+PACKAGE = Path(__file__).parents[1] / "src" / "padim_bottle"
+DOORS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py") if path.parent.name not in CORE)
+WRITTEN = {"config.yaml", "figures", "metrics.json", "model.ckpt", "predictions.csv", "training_photos.csv"}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The folder of each check."""
+    output = tmp_path_factory.mktemp("doors")
+    command = [sys.executable, Path(__file__).with_name("core_alone.py"), output, *DOORS, ",".join(DOORS)]
+    subprocess.run(list(map(str, command)), stdout=subprocess.PIPE)
+    return output
+
+
+@pytest.mark.parametrize("doors", [*DOORS, ",".join(DOORS)])
+def test_the_core_works_without(alone, run_folder, doors):
+    log = (alone / doors / "log.txt").read_text()
+    found = list((alone / doors).glob("results/*/seed_*"))
+    assert found, log[-3000:]
+    run, whole = Run.read(found[0]), Run.read(run_folder)
+    assert " passed" in log.splitlines()[-1] and "failed" not in log.splitlines()[-1], log[-3000:]
+    for name in ("image_AUROC", "pixel_AUROC", "pixel_AUPRO", "confusion_matrix", "per_defect", "calibration"):
+        assert run.metrics[name] == whole.metrics[name]
+    pd.testing.assert_frame_equal(run.predictions.drop(columns="strip"), whole.predictions.drop(columns="strip"))
+    assert run.arrays.keys() == whole.arrays.keys()
+    written = {path.name for path in run.folder.iterdir()}
+    if "report" in doors.split(","):
+        assert written == WRITTEN
+        assert "padim_bottle.report is not installed" in log
+        # What was written then is enough for the report.
+        assert json.loads((run.folder / "metrics.json").read_text())["seconds"].keys() >= {"train", "test"}
+    else:
+        assert written == WRITTEN | {"images", "report.html"}
