@@ -308,11 +308,14 @@ def test_a_fault_in_the_report_costs_no_number(tmp_path, monkeypatch, caplog):
         experiment = train(CONFIGS / "demo.yaml", SMALL, seed=1)
     run = experiment.results_writer.folder
     assert {path.name for path in run.iterdir()} == {
-        "config.yaml", "images", "metrics.json", "model.ckpt", "predictions.csv", "training_photos.csv",
+        "config.yaml", "figures", "images", "metrics.json", "model.ckpt", "predictions.csv", "training_photos.csv",
     }  # fmt: skip
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["image_AUROC"] is not None and metrics["seconds"]["total"] >= metrics["seconds"]["report"]
-    assert "could not be made (RuntimeError: a mistake in the report)" in caplog.text
+    assert "(RuntimeError: a mistake in the report)" in caplog.text
+    # What the report is made from is there, so it can be made later.
+    monkeypatch.undo()
+    assert '<th scope="row">' in write_report(tmp_path / run).read_text()
 
 
 def test_a_trained_run_has_a_report_of_its_own_thresholds(tmp_path, monkeypatch):
