@@ -52,6 +52,20 @@ def test_photos_are_read_in_order_and_without_a_test(folder):
     assert (datamodule.name, datamodule.category) == ("Photos", "parts")
 
 
+def test_several_folders_are_one_set_of_photos(folder):
+    accepted = folder.parent / "accepted"
+    picture(accepted / "0.png", seed=20)  # another photo of a name that is there already
+    (accepted / "again.png").symlink_to(folder / "1.png")
+    datamodule = set_up([folder, accepted])
+    paths = {Path(path) for path in datamodule.train_data.samples["image_path"]}
+    assert paths == {*folder.iterdir(), accepted / "0.png"}
+    assert datamodule.category == "parts"
+    assert describe(datamodule).train_images == 5
+    assert "given twice" in refusal([folder, folder.parent / "accepted" / ".." / "parts"])
+    assert "nowhere" in refusal([folder, folder.parent / "nowhere"])
+    assert "name at least one" in refusal([])
+
+
 def test_test_photos_have_their_folders_as_types_and_masks_beside_them(folder):
     datamodule = set_up(folder, folder.parent / "test")
     batch = next(iter(datamodule.test_dataloader()))

@@ -1,6 +1,7 @@
 """Types of arguments, and what several commands do with theirs."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,9 +38,9 @@ class Override(str):
     """A word that a command hands on as it is: part of an argument in the spelling of ``anomalib train``."""
 
 
-def photo_settings(photos: Path, group: str | None, test: Path | None = None) -> dict[str, Any]:
-    """Return the keys of a config, with their values, that replace its data by a folder of photos."""
-    arguments: dict[str, Any] = {"folder": str(photos)}
+def photo_settings(photos: Sequence[Path], group: str | None, test: Path | None = None) -> dict[str, Any]:
+    """Return the keys of a config, with their values, that replace its data by folders of photos."""
+    arguments: dict[str, Any] = {"folder": str(photos[0]) if len(photos) == 1 else [*map(str, photos)]}
     if test is not None:
         arguments["test"] = str(test)
     if group == "parent-folder":

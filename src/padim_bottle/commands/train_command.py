@@ -15,7 +15,7 @@ def train(
     seed: int | None = None,
     experiment: str | None = None,
     results: Path | None = None,
-    photos: Path | None = None,
+    photos: list[Path] | None = None,
     group: str | None = None,
     test: Path | None = None,
     fallback: Path | None = None,
@@ -24,6 +24,7 @@ def train(
 
     With photos of your own, a folder of good parts is enough:
       --photos FOLDER [--test FOLDER] [--experiment NAME]
+    and another with good parts that were rejected wrongly can be added: --photos GOOD ACCEPTED
 
     Any key of the YAML can be overridden in anomalib's own spelling, for example
       --model.init_args.n_features 150 --data.init_args.category transistor --trainer.accelerator cpu
@@ -34,7 +35,7 @@ def train(
         seed (NUMBER): decides everything random; overrides the YAML's
         experiment (NAME): name of the results folder; overrides the YAML's
         results (FOLDER): folder of all results; overrides the YAML's
-        photos (FOLDER): train on these photos of good parts
+        photos (FOLDER): train on these photos of good parts; of several folders the first names the experiment
         group (PATTERN): which photos show one part: a regular expression with one group on the file name, or
             parent-folder
         test (FOLDER): test on these: a folder a defect type, and 'good' for good parts
@@ -51,7 +52,7 @@ def train(
     if photos is not None:
         for key, value in photo_settings(photos, group, test).items():
             changes = [f"--{key}", spell_argument(value), *changes]
-        experiment = experiment or re.sub(r"[^\w. +=,-]", "_", photos.resolve().name).lstrip(".") or "photos"
+        experiment = experiment or re.sub(r"[^\w. +=,-]", "_", photos[0].resolve().name).lstrip(".") or "photos"
     elif test is not None or group is not None:
         raise UserError("--test and --group belong to --photos; a config names them in its data and its model.")
     try:

@@ -14,7 +14,7 @@ def tune(
     *,
     config: Path,
     grid: list[str] | None = None,
-    photos: Path | None = None,
+    photos: list[Path] | None = None,
     group: str | None = None,
     settings: Path = Path("configs/tune.yaml"),
     results: str | None = None,

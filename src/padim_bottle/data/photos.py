@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import Transform
 from padim_bottle.data.dataset import OrderedLoading, PhotoDataset, check_at_least, default_num_workers
 from padim_bottle.data.digest import file_digests
 from padim_bottle.data.layout import LabelledImage, find_test_images
-from padim_bottle.data.listing import left_out, list_photos
+from padim_bottle.data.listing import Listing, left_out, list_photos
 from padim_bottle.errors import UserError, first_few
 from padim_bottle.files import printable
 
@@ -20,10 +20,11 @@ MINIMUM_PHOTOS = 3
 
 
 class Photos(OrderedLoading):
-    """A plain folder of photos of good parts, and optionally some photos to test on.
+    """Plain folders of photos of good parts, and optionally some photos to test on.
 
     Args:
-        folder: Holds the photos of good parts.
+        folder: Holds the photos of good parts; or several that do, the first of which names the data. A photo that lies
+            in two of them by way of links counts once.
         test: Holds a folder of photos a defect type, and ``good`` for good parts that were not trained on. Masks are
             optional and lie as in MVTec AD, beside it: ``ground_truth/<defect>/<name>_mask.png``. Null: no test.
         subfolders: Take the photos in the folders within ``folder`` too, such as one folder a part.
@@ -37,7 +38,7 @@ class Photos(OrderedLoading):
 
     def __init__(
         self,
-        folder: Path | str,
+        folder: Path | str | list[Path | str],
         test: Path | str | None = None,
         subfolders: bool = False,
         train_batch_size: int = 8,
@@ -53,10 +54,10 @@ class Photos(OrderedLoading):
             num_workers=default_num_workers() if num_workers is None else num_workers,
             augmentations=augmentations,
         )
-        self.folder = Path(folder).expanduser()
+        self.folders = [Path(one).expanduser() for one in (folder if isinstance(folder, list) else [folder])]
         self.test = None if test is None else Path(test).expanduser()
         self.subfolders = subfolders
-        self.category = self.folder.resolve().name
+        self.category = self.folders[0].resolve().name if self.folders else ""
         self._prepared = False
 
     def prepare_data(self) -> None:
@@ -69,9 +70,10 @@ class Photos(OrderedLoading):
             return  # Lightning calls this before training and again before testing
         train, test, unused = self._find()
         if len(train) < MINIMUM_PHOTOS:
+            places = " and ".join(map(str, self.folders))
             raise UserError(
                 f"There {'is' if len(train) == 1 else 'are'} only {len(train)} photo{'s' * (len(train) != 1)} in "
-                f"{self.folder}: at least {MINIMUM_PHOTOS} are needed, and 60 or more for a steady threshold."
+                f"{places}: at least {MINIMUM_PHOTOS} are needed, and 60 or more for a steady threshold."
             )
         trained = {image.path.resolve() for image in train}
         both = [str(image.path) for image in test if image.path.resolve() in trained]
@@ -94,26 +96,19 @@ class Photos(OrderedLoading):
 
     def _find(self) -> tuple[list[LabelledImage], list[LabelledImage], dict[Path, list[Path]]]:
         """Return training and test photos, and by their folder the files that are not used."""
-        if not self.folder.is_dir():
-            raise UserError(f"There is no folder {self.folder}: give one that holds photos of good parts.")
+        if not self.folders:
+            raise UserError("folder: name at least one that holds photos of good parts.")
+        unused: dict[Path, list[Path]] = {}
+        train: list[LabelledImage] = []
+        for folder in self.folders:
+            if sum(folder.resolve() == other.resolve() for other in self.folders) > 1:
+                raise UserError(f"{folder} is given twice.")
+            listing = self._list(folder)
+            unused[folder] = listing.others + ([] if self.subfolders else listing.folders)
+            earlier = {image.path.resolve() for image in train}
+            train += [LabelledImage(path) for path in listing.photos if path.resolve() not in earlier]
         if self.test is not None and not self.test.is_dir():
             raise UserError(f"There is no folder {self.test}: give one that holds a folder of photos a defect type.")
-        if self.test is not None and self.test.resolve() == self.folder.resolve():
-            raise UserError(
-                f"{self.folder} is given for training and for the test: give --test photos that were not trained on."
-            )
-        listing = list_photos(self.folder, subfolders=self.subfolders).checked()
-        if not listing.photos:
-            hint = ""
-            if listing.folders:
-                hint = (
-                    f" It holds folders ({', '.join(printable(path.name) for path in listing.folders[:5])}): give the "
-                    "one with the photos of good parts, or set data.init_args.subfolders to true (--group "
-                    "parent-folder does) if all are."
-                )
-            raise UserError(f"There are no photos in {self.folder}.{hint}")
-        train = [LabelledImage(path) for path in listing.photos]
-        unused = {self.folder: listing.others + ([] if self.subfolders else listing.folders)}
         if self.test is None:
             return train, [], unused
         test, unused[self.test.parent] = find_test_images(self.test, self.test.parent / "ground_truth")
@@ -123,3 +118,22 @@ class Photos(OrderedLoading):
                 "photos of good parts."
             )
         return train, test, unused
+
+    def _list(self, folder: Path) -> Listing:
+        if not folder.is_dir():
+            raise UserError(f"There is no folder {folder}: give one that holds photos of good parts.")
+        if self.test is not None and self.test.resolve() == folder.resolve():
+            raise UserError(
+                f"{folder} is given for training and for the test: give --test photos that were not trained on."
+            )
+        listing = list_photos(folder, subfolders=self.subfolders).checked()
+        if not listing.photos:
+            hint = ""
+            if listing.folders:
+                hint = (
+                    f" It holds folders ({', '.join(printable(path.name) for path in listing.folders[:5])}): give the "
+                    "one with the photos of good parts, or set data.init_args.subfolders to true (--group "
+                    "parent-folder does) if all are."
+                )
+            raise UserError(f"There are no photos in {folder}.{hint}")
+        return listing
