@@ -86,6 +86,10 @@ def test_a_checkpoint_of_anomalibs_padim_predicts(bottles, tmp_path):
     assert prediction.normalised_score == pytest.approx(expected.pred_score.item(), abs=1e-4)
     np.testing.assert_allclose(prediction.anomaly_map, expected.anomaly_map[0, 0], atol=1e-4)
     assert prediction.p_value is None
+    # The card tells its sizes, and no argument that it does not have.
+    told = predictor.card["model"]
+    assert told["image_size"] == [64, 64] and told["n_features"] == 20
+    assert not {"calibration", "alpha", "grids", "position_calibration"} & told.keys()
 
 
 def test_no_weights_and_no_network_are_needed(run_folder, tmp_path, monkeypatch):
@@ -230,6 +234,15 @@ def test_another_false_alarm_rate_is_what_training_with_it_gives(run_folder, alp
     else:
         assert rule.threshold > load_predictor(run_folder, device="cpu", alpha=alpha).rule.threshold
     np.testing.assert_allclose([rule.score(n) for n in normalised], raw.flatten(), rtol=1e-5)
+
+
+def test_the_card_tells_the_arguments_of_the_training(run_folder, tmp_path):
+    checkpoint = torch.load(run_folder / "model.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"]["pre_trained"] = True
+    torch.save(checkpoint, tmp_path / "model.ckpt")
+    card = load_predictor(tmp_path / "model.ckpt", device="cpu").card
+    expected = json.loads((run_folder / "metrics.json").read_text())["model"]
+    assert json.loads(json.dumps(card["model"])) == {**expected, "pre_trained": True}
 
 
 def test_a_false_alarm_rate_that_no_p_value_reaches_is_refused(run_folder):

@@ -307,6 +307,9 @@ def test_a_table_is_used_by_one_and_is_its_own(tmp_path):
     with pytest.raises(UserError, match="no table of"):
         VerdictLog(tmp_path / "other.csv").__enter__()
     assert (tmp_path / "other.csv").read_text() == "path,score\na,1\n"
+    for name in (tmp_path, Path("/dev/null")):
+        with pytest.raises(UserError, match="is no file"):
+            VerdictLog(name).__enter__()
     (tmp_path / "link.csv").symlink_to("v.csv")
     with VerdictLog(tmp_path / "v.csv") as log, pytest.raises(UserError, match="another process"):
         VerdictLog(tmp_path / "link.csv").__enter__()

@@ -16,7 +16,7 @@ import torch
 from anomalib.utils.serialization import anomalib_safe_globals
 
 from padim_bottle.errors import UserError, in_a_line
-from padim_bottle.model.backbone import LOCAL_PREFIX
+from padim_bottle.model.backbone import LOCAL_PREFIX, Weights
 from padim_bottle.model.padim import Padim
 
 
@@ -90,6 +90,7 @@ def build_padim(checkpoint: dict[str, Any], source: Path) -> Padim:
         padim.on_load_checkpoint(checkpoint)
         padim.load_state_dict(checkpoint["state_dict"])
         _check_shapes(padim)
+        _correct_record(padim, checkpoint)
     except UserError as error:
         raise UserError(f"Cannot load the model {source}: {error}") from error
     except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
@@ -108,6 +109,17 @@ def _check_shapes(padim: Padim) -> None:
             raise ValueError(f"n_features is {features}, its Gaussians have {found} features")
     if model.map_mean.numel() and padim.input_size not in (None, model.map_mean.shape):
         raise ValueError(f"image_size is {tuple(padim.input_size)}, its maps have {tuple(model.map_mean.shape)} pixels")
+
+
+def _correct_record(padim: Padim, checkpoint: dict[str, Any]) -> None:
+    """Let the model's arguments be those that it was trained with, not those that it was built with here."""
+    told = checkpoint["hyper_parameters"]
+    padim.hparams["pre_trained"] = pre_trained = told.get("pre_trained", True)
+    if "padim_bottle_weights" not in checkpoint:  # anomalib's Padim: it knows neither our defaults nor our record
+        for name in padim.hparams.keys() - told.keys():
+            del padim.hparams[name]
+        padim.hparams["image_size"] = list(padim.input_size or ())
+        padim.weights = Weights(padim.weights.name, "timm" if pre_trained else "random", None)
 
 
 def _architecture(backbone: str) -> str:

@@ -234,6 +234,8 @@ class VerdictLog:
         self._done: dict[str, tuple[int, int]] = {}
 
     def __enter__(self) -> VerdictLog:
+        if self.file.exists() and not self.file.is_file():
+            raise UserError(f"{self.file} is no file: a watch goes on with what its table has. Name a file.")
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
