@@ -258,6 +258,7 @@ class Padim(AnomalibPadim):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the record of the weights; a checkpoint of anomalib's Padim has neither it nor a calibration."""
         super().on_load_checkpoint(checkpoint)
+        self.photo_bits = checkpoint.get("padim_bottle_photo_bits", self.photo_bits)
         for name, value in (("reduction", "random"), ("neighborhood", 1)):
             if (found := checkpoint.get("hyper_parameters", {}).get(name, value)) != value:
                 raise UserError(f"{name}: this model was trained with {found}, which is no longer supported.")
