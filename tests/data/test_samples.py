@@ -1,5 +1,7 @@
 """What a run's record says of its data, for any of anomalib's data modules."""
 
+from urllib.error import HTTPError, URLError
+
 import anomalib.data
 import other_data
 import pytest
@@ -8,9 +10,9 @@ from torch.utils.data import Dataset
 from padim_bottle.data.layout import fingerprint
 from padim_bottle.data.mvtec import MVTecAD
 from padim_bottle.data.photos import Photos
-from padim_bottle.data.samples import describe
+from padim_bottle.data.samples import describe, prepare
 from padim_bottle.data.synthetic import SyntheticBottles
-from padim_bottle.errors import UserError
+from padim_bottle.errors import UnavailableError, UserError
 
 
 def set_up(datamodule):
@@ -121,3 +123,22 @@ def test_one_sided_test_sets_say_what_they_lack(tmp_path, write_category):
         left_out = describe(set_up(MVTecAD(tmp_path, category, num_workers=0))).left_out
         assert len(left_out) == len(words)
         assert all(word in sentence for word, sentence in zip(words, left_out, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["Visa", "MVTecAD2", "BTech"])
+@pytest.mark.parametrize(
+    "trouble", [URLError("no network"), HTTPError("https://host", 404, "Not Found", None, None), ConnectionResetError()]
+)
+def test_data_that_cannot_be_had_say_where_to_put_them(tmp_path, monkeypatch, kind, trouble):
+    def refuse(*_, **__):
+        raise trouble
+
+    monkeypatch.setattr("anomalib.data.utils.download.urlretrieve", refuse)
+    with pytest.raises(UnavailableError, match=rf"{kind}.*{tmp_path / 'data'}.*data\.init_args\.root"):
+        prepare(getattr(anomalib.data, kind)(tmp_path / "data", num_workers=0))
+
+
+def test_data_that_are_not_there_are_a_mistake(tmp_path):
+    with pytest.raises(UserError, match="nowhere") as caught:
+        prepare(anomalib.data.Folder("parts", "nowhere", root=tmp_path, num_workers=0))
+    assert not isinstance(caught.value, UnavailableError)

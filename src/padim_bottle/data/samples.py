@@ -4,10 +4,13 @@ import logging
 import os
 from collections import Counter
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 from anomalib.data import AnomalibDataModule, AnomalibDataset
+from anomalib.data.errors import MisMatchError
 from anomalib.data.utils import LabelName, Split, ValSplitMode
 from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from pandas import DataFrame, Series
@@ -16,7 +19,7 @@ from padim_bottle.data.dataset import PhotoDataset, mask_paths
 from padim_bottle.data.digest import file_digests, fingerprint_of
 from padim_bottle.data.images import is_transparent, read_size, scale_of
 from padim_bottle.data.layout import GOOD
-from padim_bottle.errors import UserError, first_few
+from padim_bottle.errors import UnavailableError, UserError, first_few, in_a_line
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +81,27 @@ class DataDescription:
             "fingerprint": self.fingerprint,
             "left_out": self.left_out,
         }
+
+
+def prepare(datamodule: AnomalibDataModule) -> None:
+    """Fetch, check and list the data of any of anomalib's data modules.
+
+    Raises:
+        UnavailableError: The data are not here and cannot be downloaded.
+        UserError: They are not as the data module wants them.
+    """
+    try:
+        datamodule.prepare_data()
+        datamodule.setup()
+    except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
+        name, root = type(datamodule).__name__, getattr(datamodule, "root", "the folder that data.init_args names")
+        raise UnavailableError(
+            f"The data of {name} are not in {root} and cannot be downloaded ({in_a_line(error)}). Copy them there, or "
+            "set data.init_args.root to the folder that holds them."
+        ) from error
+    # What anomalib's data modules raise for files that are not there or do not belong together.
+    except (FileNotFoundError, NotADirectoryError, ValueError, RuntimeError, MisMatchError) as error:
+        raise UserError(f"data: {in_a_line(error)}.") from error
 
 
 def describe(datamodule: AnomalibDataModule | None) -> DataDescription:

@@ -12,7 +12,6 @@ from typing import Any
 import anomalib.data
 import timm
 from anomalib.data import AnomalibDataModule
-from anomalib.data.errors import MisMatchError
 from anomalib.engine import Engine
 from anomalib.models import AnomalibModule
 from jsonargparse import Namespace
@@ -22,6 +21,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from torch import nn
 
 from padim_bottle.data.mvtec import MVTecAD
+from padim_bottle.data.samples import prepare
 from padim_bottle.errors import UserError, in_a_line
 from padim_bottle.experiment.config import ExperimentConfig, in_one_line
 from padim_bottle.model.backbone import LOCAL_PREFIX, Weights, locate_weights
@@ -131,16 +131,8 @@ def run(experiment: Experiment) -> None:
     Raises:
         UserError: among others, what Lightning's Trainer does not accept.
     """
-    # Before training starts, and not in the middle of Lightning's preparations, data are fetched and checked.
-    try:
-        experiment.datamodule.prepare_data()
-        experiment.datamodule.setup()
-        if not hasattr(experiment.datamodule, "val_data"):
-            # anomalib leaves it out where val_split_mode is none, and Lightning asks for it in a fast_dev_run.
-            experiment.datamodule.val_data = experiment.datamodule.train_data.subsample([])
-    # What anomalib's data modules raise for files that are not there or do not belong together.
-    except (FileNotFoundError, NotADirectoryError, ValueError, RuntimeError, MisMatchError) as error:
-        raise UserError(f"data: {in_a_line(error)}.") from error
+    # Before training starts, and not in the middle of Lightning's preparations.
+    prepare(experiment.datamodule)
     engine = experiment.engine
     for attempt in range(_ATTEMPTS):
         try:
