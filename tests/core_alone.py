@@ -33,7 +33,7 @@ def check(doors: list[str], output: Path) -> None:
         module = path.relative_to(output / "src").with_suffix("")
         if module.parts[1] in {name.removesuffix(".py") for name in core}:
             import_module(".".join(module.parts).removesuffix(".__init__"))
-    import_module("small_run").train_small(output)
+    import_module("small").train_small(output)
     arguments = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow and not real_data"]
     code = pytest.main([*arguments, *(str(TESTS / name) for name in QUICK)])
     assert code == 0, f"pytest ended with {code}"
