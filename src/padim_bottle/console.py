@@ -1,4 +1,4 @@
-"""What libraries say on the screen that a user can do nothing about, silenced."""
+"""Silences messages of libraries that a user can do nothing about."""
 
 import contextlib
 import logging
@@ -16,7 +16,7 @@ def quiet_imports() -> Iterator[None]:
 
 
 def quiet() -> None:
-    """Silence what libraries say that a user can do nothing about."""
+    """Silence messages of libraries that a user can do nothing about."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     for message in (

@@ -13,7 +13,7 @@ from typing import TextIO
 
 
 class UserError(Exception):
-    """Something the user can mend: the message says what is wrong, where, and what to do.
+    """A mistake that the user can mend: the message says what is wrong, where, and what to do.
 
     The scripts print the message alone, without a traceback, and exit with 2.
     """
@@ -39,9 +39,9 @@ MISTAKE, UNEXPECTED, INTERRUPTED = 2, 70, 130
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """Run a script's command, and turn whatever ends it into a message and an exit code.
+    """Run a script's command, and turn what ends it into a message and an exit code.
 
-    0 and 1 are the command's own verdicts. 2: the user's mistake, or the machine's trouble, in one sentence. 70: an
+    0 and 1 are the command's own verdicts. 2: the user's mistake or trouble of the machine, in one sentence. 70: an
     unexpected error (``EX_SOFTWARE`` of sysexits.h), in one sentence, with its traceback in a file. 130: Ctrl-C.
 
     Args:
@@ -51,7 +51,7 @@ def run_command(command: Callable[[], int]) -> int:
         The exit code.
 
     Raises:
-        SystemExit: whoever asked for it.
+        SystemExit: the command asked for it.
     """
     try:
         code = command()
@@ -142,7 +142,7 @@ def explain_failure(error: BaseException) -> str | None:
     """Return what to tell the user where their input or the machine, and not the program, is at fault.
 
     Args:
-        error: whatever ended a command; what the machine did to it may be among the errors that led to it.
+        error: what ended a command; the machine's part in it may be among the errors that led to it.
 
     Returns:
         The message, or ``None`` for an error whose traceback is needed.

@@ -17,7 +17,7 @@ _NEW, _OLD, _LOCK = "new", "old", "lock"
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file under a hidden name and rename it, so that nobody meets half of it; its folder is made if missing.
+    """Write a file under a hidden name and rename it, so that it is whole or not there; its folder is made if missing.
 
     Args:
         path: the file; one that is there is replaced.

@@ -1,4 +1,4 @@
-"""Where data, weights and configs lie when nobody says it."""
+"""Where data, weights and configs are looked for when no path is given."""
 
 import os
 from pathlib import Path

@@ -117,7 +117,7 @@ def build_page(models: Sequence[Model], gallery: Sequence[Path], no_gallery: str
         gr.Markdown(INTRODUCTION)
         with gr.Row():
             with gr.Column(min_width=300):
-                # The camera that looks away from whoever holds it, and not mirrored: positions count.
+                # The camera on the back of a phone, and not mirrored: positions count.
                 camera = gr.WebcamOptions(mirror=False, constraints={"video": {"facingMode": "environment"}})
                 upload = gr.Image(
                     label="Your photo", height=240, image_mode=None, buttons=[], webcam_options=camera, elem_id="upload"
@@ -185,7 +185,7 @@ def _gallery_label(count: int) -> str:
 
 
 def _in_words(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Answer with a sentence on the page whatever ends a handler."""
+    """Answer with a sentence on the page when an error ends a handler."""
 
     @functools.wraps(handler)
     def explained(*arguments: Any) -> Any:
@@ -207,7 +207,7 @@ def _theme() -> gr.themes.Base:
 
 @contextmanager
 def serve(page: gr.Blocks, port: int | None = None, *, share: bool = False) -> Iterator[str]:
-    """Serve the page to this machine alone, or with ``share`` to whoever knows the address of Gradio's tunnel.
+    """Serve the page to this machine alone, or with ``share`` to everyone who knows the address of Gradio's tunnel.
 
     Args:
         page: what to serve.

@@ -103,6 +103,6 @@ def load_models(paths: Iterable[Path]) -> list[Model]:
 
 def _name(path: Path, predictor: Predictor) -> str:
     card: dict[str, Any] = predictor.card
-    # Not the whole path: it is nobody's business but the owner's, and too wide for a phone.
+    # Not the whole path: it is private, and too wide for a phone.
     run = f"{card['experiment']}, seed {card['seed']}" if card["experiment"] else "/".join(path.resolve().parts[-2:])
     return run if predictor.name == "torch" else f"{run}, {predictor.name}"

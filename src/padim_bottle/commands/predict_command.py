@@ -112,7 +112,7 @@ def _judge(
     monitor = monitor_of(predictor.card) if csv else None
     pictures = None if output is None else Pictures(output, photos, read=predictor.read)
     form = "json" if json else None if csv == "-" else "text"
-    # A table in a file is finished, whoever looks on.
+    # A table in a file is finished even if nobody reads the screen.
     screen = Screen(form, needed=table.file is None)
     verdicts: Counter[str] = Counter()
 

@@ -29,15 +29,15 @@ class PhotoDataset(AnomalibDataset):
 
     An item is what anomalib's datasets give, read with :func:`padim_bottle.data.images.read_image`: ``image``
     (3, H, W) float32 in [0, 1], ``gt_mask`` (H, W) uint8, ``gt_label`` 0 or 1, ``image_path`` and ``mask_path``. H and
-    W are the model's, for the data module puts the model's Resize into ``augmentations``. The mask of a good photo, and
+    W are the model's: the data module puts the model's Resize into ``augmentations``. The mask of a good photo, and
     of a defective one whose mask is not known (``mask_path`` is None), is all zero.
 
     Args:
-        images: What to read.
+        images: what to read.
         split: ``train`` or ``test``.
 
     Attributes:
-        bits: How many bits of 16-bit photos are in use, see :func:`padim_bottle.data.images.read_image`.
+        bits: how many bits of 16-bit photos are in use, see :func:`padim_bottle.data.images.read_image`.
     """
 
     bits = 16
@@ -75,7 +75,7 @@ class PhotoDataset(AnomalibDataset):
         """Read one photo with its mask.
 
         Raises:
-            UserError: It cannot be read, or its mask has another size.
+            UserError: it cannot be read, or its mask has another size.
         """
         sample = self.samples.iloc[index]
         pixels = read_image(sample.image_path, self.bits)

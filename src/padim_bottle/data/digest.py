@@ -15,7 +15,7 @@ def file_digests(files: Iterable[Path]) -> dict[Path, str]:
     """Return the SHA-256 of every file; one that is as it was is not read again by this process.
 
     Raises:
-        UserError: Files cannot be read, or the tables of a run could not name them; it names the first few.
+        UserError: files cannot be read, or the tables of a run could not name them; it names the first few.
     """
     files = list(dict.fromkeys(files))
     nameless = [printable(path) for path in files if printable(path) != str(path)]

@@ -64,7 +64,7 @@ def fetch_from_hub(category: str, folder: Path) -> None:
     """Download a category's files to ``folder/category``; those that an earlier attempt received are kept.
 
     Raises:
-        SourceError: The hub does not give them.
+        SourceError: the hub does not give them.
     """
     from huggingface_hub import snapshot_download  # slow to import, and seldom needed
 
@@ -79,7 +79,7 @@ def fetch_archive(category: str, folder: Path) -> None:
     """Download a category's archive and unpack it to ``folder/category`` as it arrives.
 
     Raises:
-        SourceError: The host does not answer, or not with a whole archive of plain files.
+        SourceError: the host does not answer, or not with a whole archive of plain files.
     """
     shutil.rmtree(folder / category, ignore_errors=True)
     try:
@@ -96,11 +96,11 @@ def unpack(stream: IO[bytes], folder: Path) -> None:
     """Unpack a tar archive, which need not be trusted, from a stream of bytes.
 
     Args:
-        stream: Readable; compressed in any way that ``tarfile`` knows.
-        folder: Where to; made if missing.
+        stream: readable; compressed in any way that ``tarfile`` knows.
+        folder: where to; made if missing.
 
     Raises:
-        SourceError: The archive is damaged, would leave ``folder``, or is too much.
+        SourceError: the archive is damaged, would leave ``folder``, or is too much.
         OSError: ``folder`` cannot be written.
     """
     count = size = 0
@@ -127,14 +127,14 @@ def download_category(category: str, root: str | Path) -> Path:
     Two processes that want the same category do not disturb each other: the second waits and finds it there.
 
     Args:
-        category: One of the 15 of MVTec AD.
-        root: The folder that holds the categories; made if missing.
+        category: one of the 15 of MVTec AD.
+        root: the folder that holds the categories; made if missing.
 
     Returns:
         The category's folder, ``root/category``.
 
     Raises:
-        UserError: No source gives the category as published, or ``root`` cannot be written.
+        UserError: no source gives the category as published, or ``root`` cannot be written.
     """
     if category not in CATEGORIES:
         raise UserError(f"'{category}' is no category of MVTec AD, which has {', '.join(CATEGORIES)}.")

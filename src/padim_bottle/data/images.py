@@ -49,15 +49,15 @@ def read_image(path: str | Path, bits: int = 16) -> NDArray[np.uint8]:
     the first frame is taken. 32-bit values (float TIFF) are refused: their range is unknown.
 
     Args:
-        path: A file in one of ``FORMATS``, whatever its suffix.
-        bits: How many of 16 bits are in use, see :func:`bits_in_use`: a camera of 12 bits fills 4,096 of 65,536 values.
+        path: a file in one of ``FORMATS``, with any suffix.
+        bits: how many of 16 bits are in use, see :func:`bits_in_use`: a camera of 12 bits fills 4,096 of 65,536 values.
 
     Returns:
         Array of shape (H, W, 3), uint8, channels in the order red, green, blue; of more than ``FULL_PIXELS``, a half or
         a quarter of the photo's height and width.
 
     Raises:
-        UserError: The file is missing, unreadable, truncated, too large or of an unknown kind.
+        UserError: the file is missing, unreadable, truncated, too large or of an unknown kind.
     """
     with _opened(path) as (image, content):
         width, height = (-(-side // _reduction(image)) for side in _size(image))
@@ -81,13 +81,13 @@ def read_mask(path: str | Path) -> NDArray[np.uint8]:
     border has, and all other values are the defect. A mask of soft edges or of a lossy format is first cut at half.
 
     Args:
-        path: A mask in any format that :func:`read_image` reads.
+        path: a mask in any format that :func:`read_image` reads.
 
     Returns:
         Array of shape (H, W), uint8, of the size that the photo is read at: 1 on the defect, else 0.
 
     Raises:
-        UserError: As :func:`read_image`.
+        UserError: as :func:`read_image`.
     """
     with _opened(path) as (image, content):
         factor, lossy = _reduction(image), image.format in _LOSSY
@@ -127,7 +127,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
     """Return a photo's width and height in pixels as a viewer shows it; only the head of the file is decoded.
 
     Raises:
-        UserError: As :func:`read_image`, as far as the head tells.
+        UserError: as :func:`read_image`, as far as the head tells.
     """
     with _opened(path, head=True) as (image, _):
         return _size(image)
@@ -137,7 +137,7 @@ def bits_in_use(path: str | Path) -> int:
     """Return how many bits the values of a 16-bit photo have, at least 8; 0 for any other, which is not decoded.
 
     Raises:
-        UserError: As :func:`read_image`.
+        UserError: as :func:`read_image`.
     """
     with _opened(path, head=True) as (image, content):
         if not (_is_deep_grey(image) or _is_deep_colour(image, content)):
@@ -150,7 +150,7 @@ def scale_of(photos: Iterable[str | Path]) -> int:
     """Return the bits with which :func:`read_image` reads photos of one kind: as many as any of them has in use.
 
     Raises:
-        UserError: As :func:`read_image`.
+        UserError: as :func:`read_image`.
     """
     return max(map(bits_in_use, photos), default=0) or 16
 
@@ -159,14 +159,14 @@ def is_transparent(path: str | Path) -> bool:
     """Whether a photo may have transparent parts; only the head of the file is decoded.
 
     Raises:
-        UserError: As :func:`read_image`, as far as the head tells.
+        UserError: as :func:`read_image`, as far as the head tells.
     """
     with _opened(path, head=True) as (image, _):
         return bool(image.has_transparency_data)
 
 
 def is_image(path: str | Path) -> bool:
-    """Whether a file's head is that of an image in one of ``FORMATS``."""
+    """Tell whether a file's head is that of an image in one of ``FORMATS``."""
     try:
         with Image.open(path, formats=FORMATS):
             return True
@@ -178,7 +178,7 @@ def is_image(path: str | Path) -> bool:
 
 @contextlib.contextmanager
 def _opened(path: str | Path, *, head: bool = False) -> Iterator[tuple[Image.Image, bytes]]:
-    """Open an image whose pixels are not decoded yet, and turn whatever goes wrong with it into a UserError.
+    """Open an image whose pixels are not decoded yet, and turn every error of it into a UserError.
 
     Yields:
         The image, and the file's content, or the first bytes of it where the head suffices.

@@ -59,10 +59,10 @@ class CategoryFiles:
     """The images of one category.
 
     Attributes:
-        folder: The category's folder.
-        train: Training images, all good, sorted by path.
-        test: Test images, the good ones first, then by defect type and path.
-        left_out: What else lies there.
+        folder: the category's folder.
+        train: training images, all good, sorted by path.
+        test: test images, the good ones first, then by defect type and path.
+        left_out: what else lies there.
     """
 
     folder: Path
@@ -84,11 +84,11 @@ def find_files(root: str | Path, category: str) -> CategoryFiles:
     ``test/<defect>`` and ``ground_truth/<defect>``, see :func:`find_test_images`.
 
     Args:
-        root: The folder that holds the categories.
-        category: The category's folder in ``root``.
+        root: the folder that holds the categories.
+        category: the category's folder in ``root``.
 
     Raises:
-        UserError: The folder is missing, holds no training image, or images and masks do not pair.
+        UserError: the folder is missing, holds no training image, or images and masks do not pair.
     """
     folder = Path(root) / category
     if not category or not folder.is_dir():
@@ -111,16 +111,16 @@ def find_test_images(test: Path, ground_truth: Path) -> tuple[list[LabelledImage
     """List test images by defect type, with their masks.
 
     Args:
-        test: Holds a folder a defect type, and ``good`` (or ``OK``, ``normal``, ``pass``, in any case) for images
+        test: holds a folder a defect type, and ``good`` (or ``OK``, ``normal``, ``pass``, in any case) for images
             without one. Folders within belong to it.
-        ground_truth: Holds a folder of masks a defect type; the mask of ``000.png`` is ``000_mask.png`` or ``000.png``.
+        ground_truth: holds a folder of masks a defect type; the mask of ``000.png`` is ``000_mask.png`` or ``000.png``.
             A type may do without masks, but not a single image of a type whose other images have them.
 
     Returns:
         The images, the good ones first, then by defect type and path; and what else lies there.
 
     Raises:
-        UserError: An image has no mask though others of its type do, or a mask has no image.
+        UserError: an image has no mask though others of its type do, or a mask has no image.
     """
     tested, drawn = list_photos(test).checked(), list_photos(ground_truth).checked()
     left_out = [*tested.others, *drawn.others]
@@ -172,14 +172,14 @@ def verify_category(root: str | Path, category: str) -> str:
     of images. Any other name is a folder of the user's own: its layout alone is checked.
 
     Args:
-        root: The folder that holds the categories.
-        category: The category's folder in ``root``.
+        root: the folder that holds the categories.
+        category: the category's folder in ``root``.
 
     Returns:
         As :func:`fingerprint`.
 
     Raises:
-        UserError: Files are missing, differ or cannot be read; it names the first few of them.
+        UserError: files are missing, differ or cannot be read; it names the first few of them.
     """
     found = find_files(root, category)
     digests = file_digests(found.all)
@@ -212,7 +212,7 @@ def fingerprint(root: str | Path, category: str) -> str:
     """Name the content of a category's images and masks, see :func:`padim_bottle.data.digest.fingerprint_of`.
 
     Raises:
-        UserError: The layout is wrong or a file cannot be read.
+        UserError: the layout is wrong or a file cannot be read.
     """
     return fingerprint_of(file_digests(find_files(root, category).all))
 

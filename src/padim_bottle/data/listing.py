@@ -36,10 +36,10 @@ class Listing:
     """What lies in a folder; everything sorted by path.
 
     Attributes:
-        photos: What to read.
-        others: Files that are no photos.
-        folders: Folders within, also those that were not searched.
-        problems: A sentence for each folder that could not be listed, and of ``find_photos`` for each argument that
+        photos: what to read.
+        others: files that are no photos.
+        folders: folders within, also those that were not searched.
+        problems: a sentence for each folder that could not be listed, and of ``find_photos`` for each argument that
             names no photo.
     """
 
@@ -52,7 +52,7 @@ class Listing:
         """Return this listing.
 
         Raises:
-            UserError: A folder could not be listed, or an argument names no photo.
+            UserError: a folder could not be listed, or an argument names no photo.
         """
         if self.problems:
             raise UserError(first_few(self.problems))
@@ -63,8 +63,8 @@ def list_photos(folder: Path, *, subfolders: bool = True) -> Listing:
     """List the photos of a folder; one that is missing holds none.
 
     Args:
-        folder: What to list. The paths of the listing begin with it.
-        subfolders: List the folders within it, too.
+        folder: what to list. The paths of the listing begin with it.
+        subfolders: list the folders within it, too.
     """
     listing = Listing([], [], [], [])
     for entry in walk_files(folder, subfolders=subfolders, listing=listing):
@@ -84,9 +84,9 @@ def walk_files(
     """Yield the files of a folder that are not hidden; the disk is asked about folders and links alone.
 
     Args:
-        folder: As of ``list_photos``.
-        subfolders: Go into the folders within it, too.
-        listing: Gets the folders, and those that could not be listed.
+        folder: as of ``list_photos``.
+        subfolders: go into the folders within it, too.
+        listing: gets the folders, and those that could not be listed.
     """
     seen: set[tuple[int, int]] = set()
     waiting, links = [folder], list[Path]()
@@ -125,11 +125,11 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def is_photo(path: Path, folder: Path | None = None) -> bool:
-    """Whether a file is a photo.
+    """Tell whether a file is a photo.
 
     Args:
-        path: The file.
-        folder: One above it: what is hidden below it is no photo.
+        path: the file.
+        folder: one above it: what is hidden below it is no photo.
     """
     if folder is not None and any(part.startswith(".") for part in path.relative_to(folder).parts):
         return False
@@ -145,7 +145,7 @@ def find_photos(patterns: Iterable[str]) -> Listing:
     """Resolve files, folders (with all below them) and patterns, each photo once.
 
     Args:
-        patterns: What a command line names. A single file that is named is taken, whatever it is.
+        patterns: what a command line names. A single file that is named is always taken.
 
     Returns:
         The photos in the order of the arguments, sorted within each; a problem for each argument that names none.
@@ -177,8 +177,8 @@ def left_out(paths: Iterable[Path], folder: Path | None = None) -> str | None:
     """Return a sentence that names what is left out, with its number; None if that is nothing.
 
     Args:
-        paths: Files, and folders that are not searched.
-        folder: One that all are in, so that they can be named shortly.
+        paths: files, and folders that are not searched.
+        folder: one that all are in, so that they can be named shortly.
     """
     names = [
         printable(path if folder is None else path.relative_to(folder)) + "/" * path.is_dir() for path in sorted(paths)

@@ -26,25 +26,25 @@ class MVTecAD(OrderedLoading, anomalib.data.MVTecAD):
     lies in ``test``, also when that holds no good or no defective images, or is not there.
 
     Args:
-        root: Folder that holds the categories. Null: the environment variable MVTEC_AD_ROOT, and without it
+        root: folder that holds the categories. Null: the environment variable MVTEC_AD_ROOT, and without it
             ``datasets/MVTecAD`` (:func:`padim_bottle.places.data_root`).
-        category: One of the 15 categories, or the name of a folder of one's own.
-        train_batch_size: Images in a training batch. PaDiM's result does not depend on it.
-        eval_batch_size: Images in a validation or test batch.
-        num_workers: Processes that read images; 0 reads in the main process. Null: one a core, 8 at most.
-        train_augmentations: Applied to training images before the model's own resizing.
-        val_augmentations: Applied to validation images.
-        test_augmentations: Applied to test images.
-        augmentations: Applied wherever none of the three above is given.
-        test_split_mode: Where test images come from; ``from_dir`` is the folder ``test``.
-        test_split_ratio: Share of images for a ``synthetic`` test set.
-        val_split_mode: Where validation images come from: ``none``, ``same_as_test``, ``from_train``,
+        category: one of the 15 categories, or the name of a folder of one's own.
+        train_batch_size: images in a training batch. PaDiM's result does not depend on it.
+        eval_batch_size: images in a validation or test batch.
+        num_workers: processes that read images; 0 reads in the main process. Null: one a core, 8 at most.
+        train_augmentations: applied to training images before the model's own resizing.
+        val_augmentations: applied to validation images.
+        test_augmentations: applied to test images.
+        augmentations: applied wherever none of the three above is given.
+        test_split_mode: where test images come from; ``from_dir`` is the folder ``test``.
+        test_split_ratio: share of images for a ``synthetic`` test set.
+        val_split_mode: where validation images come from: ``none``, ``same_as_test``, ``from_train``,
             ``from_test`` or ``synthetic``.
-        val_split_ratio: Share of images for a validation set taken ``from_train``, ``from_test`` or
+        val_split_ratio: share of images for a validation set taken ``from_train``, ``from_test`` or
             ``synthetic``.
-        seed: Seed of the random splits. Independent of the seed of the experiment.
-        verify: Compare the category with what was published. False for a copy that was changed on purpose.
-        download: Download a missing category of MVTec AD.
+        seed: seed of the random splits. Independent of the seed of the experiment.
+        verify: compare the category with what was published. False for a copy that was changed on purpose.
+        download: download a missing category of MVTec AD.
     """
 
     title = "MVTec AD"
@@ -94,7 +94,7 @@ class MVTecAD(OrderedLoading, anomalib.data.MVTecAD):
         """Download the category if it is missing, and check it.
 
         Raises:
-            UserError: If the category is missing and cannot be downloaded, or is not what was published.
+            UserError: if the category is missing and cannot be downloaded, or is not what was published.
         """
         if self._prepared:
             return  # Lightning calls this before training and again before testing

@@ -1,4 +1,4 @@
-"""Anyone's photos: a folder of good parts is enough."""
+"""A data module for a plain folder of photos of good parts."""
 
 import logging
 from pathlib import Path
@@ -23,15 +23,15 @@ class Photos(OrderedLoading):
     """Plain folders of photos of good parts, and optionally some photos to test on.
 
     Args:
-        folder: Holds the photos of good parts; or several that do, the first of which names the data. A photo that lies
+        folder: holds the photos of good parts; or several that do, the first of which names the data. A photo that lies
             in two of them by way of links counts once.
-        test: Holds a folder of photos a defect type, and ``good`` for good parts that were not trained on. Masks are
+        test: holds a folder of photos a defect type, and ``good`` for good parts that were not trained on. Masks are
             optional and lie as in MVTec AD, beside it: ``ground_truth/<defect>/<name>_mask.png``. Null: no test.
-        subfolders: Take the photos in the folders within ``folder`` too, such as one folder a part.
-        train_batch_size: Photos in a training batch. PaDiM's result does not depend on it.
-        eval_batch_size: Photos in a test batch.
-        num_workers: Processes that read photos; 0 reads in the main process. Null: one a core, 8 at most.
-        augmentations: Applied to all photos before the model's own resizing.
+        subfolders: take the photos in the folders within ``folder`` too, such as one folder a part.
+        train_batch_size: photos in a training batch. PaDiM's result does not depend on it.
+        eval_batch_size: photos in a test batch.
+        num_workers: processes that read photos; 0 reads in the main process. Null: one a core, 8 at most.
+        augmentations: applied to all photos before the model's own resizing.
     """
 
     title = "photos"
@@ -64,7 +64,7 @@ class Photos(OrderedLoading):
         """Check the photos before any work is done.
 
         Raises:
-            UserError: There are too few, some are no photos or cannot be read, or some are to be trained and tested on.
+            UserError: there are too few, some are no photos or cannot be read, or some are to be trained and tested on.
         """
         if self._prepared:
             return  # Lightning calls this before training and again before testing

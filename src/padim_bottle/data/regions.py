@@ -16,8 +16,8 @@ def transform_together(transform: Callable[..., Any], image: Image, mask: Mask) 
     the transform cut that place off.
 
     Args:
-        transform: One of torchvision's v2 transforms.
-        image: The photo.
+        transform: one of torchvision's v2 transforms.
+        image: the photo.
         mask: 0 or 1, uint8.
     """
     if not mask.any():

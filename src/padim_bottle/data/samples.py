@@ -1,4 +1,4 @@
-"""What a data module is about, read from its table of samples: the same for any of anomalib's data modules."""
+"""What is in a data module, read from its table of samples, in the same way for all of anomalib's data modules."""
 
 import logging
 import os
@@ -32,17 +32,17 @@ _NAMELESS = {"", "abnormal"}
 
 @dataclass(frozen=True)
 class DataDescription:
-    """What names the data of a run, and what is known of its test images.
+    """The data of a run: what they are called, and what is known of the test images.
 
     Attributes:
-        name: The data set.
-        category: What is on the photos.
-        synthetic: The photos are drawn.
-        train_images: Number of training images.
-        defect_types: Defect type of each test image by its path; ``good`` without one.
-        unmasked: Defective test images without a mask.
-        notes: What else a reader of the results must know of the data, a sentence each.
-        fingerprint: Names the content of all files, see :func:`padim_bottle.data.digest.fingerprint_of`.
+        name: the data set.
+        category: what is on the photos.
+        synthetic: the photos are drawn.
+        train_images: number of training images.
+        defect_types: defect type of each test image by its path; ``good`` without one.
+        unmasked: defective test images without a mask.
+        notes: what else a reader of the results must know of the data, a sentence each.
+        fingerprint: names the content of all files, see :func:`padim_bottle.data.digest.fingerprint_of`.
     """
 
     name: str
@@ -87,8 +87,8 @@ def prepare(datamodule: AnomalibDataModule) -> None:
     """Fetch, check and list the data of any of anomalib's data modules.
 
     Raises:
-        UnavailableError: The data are not here and cannot be downloaded.
-        UserError: They are not as the data module wants them.
+        UnavailableError: the data are not here and cannot be downloaded.
+        UserError: they are not as the data module wants them.
     """
     try:
         datamodule.prepare_data()
@@ -108,10 +108,10 @@ def describe(datamodule: AnomalibDataModule | None) -> DataDescription:
     """Describe the data of a run.
 
     Args:
-        datamodule: Set up. Its ``title`` and ``synthetic`` are taken where it has them.
+        datamodule: set up. Its ``title`` and ``synthetic`` are taken where it has them.
 
     Raises:
-        UserError: It cannot be told what the images are, or files cannot be read.
+        UserError: it cannot be told what the images are, or files cannot be read.
     """
     if datamodule is None:
         raise UserError("Results need a data module, which says what the images are: engine.train(datamodule=...).")
@@ -155,7 +155,7 @@ def read_alike(datamodule: AnomalibDataModule | None) -> int:
         How many bits of 16-bit photos are in use in the training photos, see :class:`PhotoDataset`.
 
     Raises:
-        UserError: A photo cannot be read.
+        UserError: a photo cannot be read.
     """
     if datamodule is None:
         return PhotoDataset.bits

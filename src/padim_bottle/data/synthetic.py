@@ -39,7 +39,7 @@ RENDERER_VERSION = 3
 MIN_SIZE = 64
 
 # Distance from the axis -> RGB. From the inside out: opening, its reddish edge, rough inner wall, mouth, shoulder with
-# a pale ring, soft edge of the body, white background (saturated, whatever the brightness).
+# a pale ring, soft edge of the body, white background (saturated at any brightness).
 _RINGS = {
     0.00: (42, 42, 52), 0.42: (33, 33, 45), 0.434: (62, 40, 46), 0.45: (50, 48, 55), 0.50: (42, 45, 54),
     0.58: (70, 75, 80), 0.69: (76, 71, 77), 0.75: (64, 65, 74), 0.785: (102, 97, 101), 0.805: (102, 97, 101),

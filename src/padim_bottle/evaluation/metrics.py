@@ -187,7 +187,7 @@ def evaluate(predictions: Predictions, thresholds: Thresholds) -> dict[str, Any]
     """Compute every metric; the result can be written as strict JSON.
 
     An undefined value is None, never NaN: areas and F1Max where only one class is present, F1Score and
-    recall without defective samples, precision where nothing is predicted defective, whatever needs a
+    recall without defective samples, precision where nothing is predicted defective, all that needs a
     threshold, a map or a mask that is not there, AUPIMO with fewer than 100,000 pixels of good images. AUPR is
     average precision, AUPRO ends at FPR 0.3 and AUPIMO runs from FPR 1e-5 to 1e-4, all as anomalib 2.7.0;
     pixel_AUPIMO is the mean over the images whose masks mark a defect. image_F1Score_anomalib is its default:

@@ -4,8 +4,7 @@ A sample counts as defective when score >= threshold, so that the score a thresh
 side. How the curves are made, and why not by anomalib: see curves.py.
 
 Memory: beside the maps and masks, a copy of the maps and masks of one defect type at a time, its int32
-region labels and the sorted normal pixels, about 13 bytes a pixel at worst. 2000 maps of
-256 x 256 (131 million pixels) took 8 s on two CPU cores and 2.2 GB, inputs included.
+region labels and the sorted normal pixels, about 13 bytes a pixel at worst.
 """
 
 from collections.abc import Sequence
@@ -95,7 +94,7 @@ class Predictions:
     def with_masks(self) -> "Predictions | None":
         """Return the predictions on images whose masks are known; ``None`` where that leaves no good or defective one.
 
-        Without defective images at all the good ones are returned, for what their pixels tell.
+        Without any defective image the good ones are returned, because their pixels still tell something.
         """
         if self.anomaly_maps is None or self.masks is None or not len(self.labels):
             return None

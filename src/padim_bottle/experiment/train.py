@@ -63,7 +63,7 @@ def train(
         results: overrides the folder of all results.
 
     Raises:
-        UserError: whatever the user can mend.
+        UserError: a mistake that the user can mend.
     """
     built = build(config, overrides, seed, experiment, results)
     run(built)
@@ -92,10 +92,10 @@ def build(
         workplace: Lightning's working folder instead of the config's, which is recorded all the same.
 
     Raises:
-        UserError: whatever the user can mend.
+        UserError: a mistake that the user can mend.
     """
     if not gc.get_freeze_count():
-        # What was loaded stays: the collector need not look for garbage among a million objects, again and again.
+        # What was loaded stays: the garbage collector then skips those million objects.
         gc.freeze()
     parsed = ExperimentConfig(config, overrides)
     parsed.choose(seed, experiment, results)

@@ -2,7 +2,7 @@
 
 A processor that can compute in bfloat16 does, unless told otherwise: scores of good photos then move by a tenth, and
 verdicts with them. So every operation but the backbone's, or with it, is marked to stay in single precision, and the
-marks are part of the file: whoever compiles it, with whatever settings, gets the scores it was calibrated for. When
+marks are part of the file: compiled by anyone, with any settings, it gives the scores it was calibrated for. When
 OpenVINO replaces an operation by another one the mark is lost, so operations that it would replace are written as what
 it would make of them.
 """
@@ -42,7 +42,7 @@ class Backbone:
     features: tuple[str, ...]
 
     def holds(self, operation: Any) -> bool:
-        """Whether an operation is part of it: one of ONNX may have become several, ``<name>/...``."""
+        """Tell whether an operation is part of it: one of ONNX may have become several, ``<name>/...``."""
         return operation.get_friendly_name().split("/")[0] in self.operations
 
 

@@ -35,7 +35,7 @@ def lower(model: Any, backbone: Backbone, precision: str, photos: Sequence[Path]
         model: OpenVINO's; may be changed.
         backbone: which part of it is to be lowered.
         precision: float32, bfloat16 or int8.
-        photos: of the training, for the ranges of int8.
+        photos: of the training; they decide the ranges of int8.
     """
     if precision == "int8":
         model = _quantise(model, backbone, photos)

@@ -78,7 +78,7 @@ def find_training_photos(run: Path) -> list[Path]:
 def _datamodule(run: Path, remedy: str) -> Any:
     """Return the data that the run's ``config.yaml`` describes, ready to use."""
     parser = ArgumentParser(exit_on_error=False)
-    # Classes of other kinds are not made, whatever the file says.
+    # Classes of other kinds are not made, even if the file names them.
     parser.add_subclass_arguments(AnomalibDataModule, "data")
     try:
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
@@ -217,7 +217,7 @@ def _metrics(predictor: Predictor, predictions: list[ImagePrediction], photos: P
             anomaly_maps=np.stack([prediction.anomaly_map for prediction in predictions]),
             masks=np.stack([_mask(mask, size) for mask in masks]),
         ),
-        # Scores are raw here, maps normalised: that changes no metric, for normalising keeps the order.
+        # Scores are raw here, maps normalised: that changes no metric, because normalising keeps the order.
         Thresholds(predictor.card["thresholds"]["image"], 0.5, predictor.card["thresholds"]["source"]),
     )
     return {name: metrics[name] for name in COMPARED}

@@ -1,4 +1,4 @@
-"""Which network PaDiM looks through, and where its ImageNet weights come from.
+"""The backbone: which network it is, and where its ImageNet weights come from.
 
 A backbone is named as timm names it, tag included (``resnet18.tv_in1k``). Its weights are looked for in
 
@@ -29,7 +29,7 @@ LOCAL_PREFIX = "local-dir:"
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a backbone's weights came from, for the record of a run.
+    """Where a backbone's weights came from; recorded with a run.
 
     Attributes:
         name: timm's name of the backbone, tag included.
@@ -84,7 +84,7 @@ def locate_weights(backbone: str) -> tuple[str, Weights]:
         The name to give to timm (``local-dir:<folder>``) and the record of what was found.
 
     Raises:
-        UnavailableError: neither a folder nor the hub has them; the message names both ways out.
+        UnavailableError: neither a folder nor the hub has them; the message says how to get them.
     """
     if backbone.startswith(LOCAL_PREFIX):
         folder = Path(backbone.removeprefix(LOCAL_PREFIX))
@@ -193,7 +193,7 @@ class FrozenBackbone(TimmFeatureExtractor):
     Args:
         backbone: timm name, or ``local-dir:<folder>``.
         layers: names of the layers, from shallow to deep.
-        pre_trained: load weights; else the network is random, with fixed weights whatever the seed.
+        pre_trained: load weights; else the network is random, with the same weights for every seed.
     """
 
     def __init__(self, backbone: str, layers: Sequence[str], pre_trained: bool) -> None:

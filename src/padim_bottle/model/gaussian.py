@@ -23,7 +23,7 @@ COVARIANCE_EPSILON = 0.01 + 1e-5
 class PatchGaussians(nn.Module):
     """Mean and precision of a Gaussian at each patch position, accumulated batch by batch.
 
-    Memory: ``4 P d (d + 1)`` bytes, whatever the number of images (164 MB for P = 4096, d = 100); the scatter
+    Memory: ``4 P d (d + 1)`` bytes for any number of images (164 MB for P = 4096, d = 100); the scatter
     matrices are turned into the precision factors in place, block by block. In a checkpoint only the lower
     triangle is kept, in ``storage_dtype``.
 
@@ -76,7 +76,7 @@ class PatchGaussians(nn.Module):
         self.count = total
 
     def reset(self) -> None:
-        """Forget everything: the next ``update`` is the first."""
+        """Drop all statistics: the next ``update`` is the first."""
         self.count = 0
         self.mean = self.mean.new_empty(0)
         self.precision_cholesky = self.precision_cholesky.new_empty(0)

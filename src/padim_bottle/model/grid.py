@@ -35,7 +35,7 @@ class PatchGrid(nn.Module):
         self.typical: torch.Tensor
 
     def reset(self) -> None:
-        """Forget what was collected and fitted."""
+        """Drop what was collected and fitted."""
         self.gaussian.reset()
         self.embeddings.clear()
         self.typical.fill_(torch.nan)

@@ -206,7 +206,7 @@ class PadimModel(AnomalibPadimModel):
         return torch.amax(anomaly_map, dim=(-2, -1))
 
     def reset(self) -> None:
-        """Forget what was collected and fitted: training starts afresh."""
+        """Drop what was collected and fitted."""
         for grid in self.grids:
             grid.reset()
         self.likenesses.clear()

@@ -161,7 +161,7 @@ class Padim(AnomalibPadim):
         self.copies = copies
         self.training_scores: TrainingScores | None = None
         self._training_paths: list[str] = []
-        # Of 16-bit photos, as they are read: whoever sets up the data says so.
+        # Of 16-bit photos, as they are read; the data module says so.
         self.photo_bits = 16
 
     @property

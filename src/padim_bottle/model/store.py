@@ -100,5 +100,5 @@ class PhotoStore:
 
 
 def _bytes(rows: torch.Tensor) -> memoryview:
-    """Return the memory of a contiguous tensor, whatever its type."""
+    """Return the memory of a contiguous tensor of any type."""
     return rows.flatten().view(torch.uint8).numpy().data

@@ -68,7 +68,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def build_padim(checkpoint: dict[str, Any], source: Path) -> Padim:
     """Build the model that a checkpoint describes, in eval mode.
 
-    Lightning's own loader is not used: it imports whatever class the file's hyper-parameters name.
+    Lightning's own loader is not used: it imports any class that the file's hyper-parameters name.
 
     Args:
         checkpoint: what ``read_checkpoint`` returned.
@@ -101,7 +101,7 @@ def build_padim(checkpoint: dict[str, Any], source: Path) -> Padim:
 
 
 def _check_shapes(padim: Padim) -> None:
-    """Compare settings and tensors: loading takes tensors of any size, for it is fitting that decides them."""
+    """Compare settings and tensors: loading takes tensors of any size, because the fit decides their sizes."""
     model = padim.model
     for grid in model.grids:
         features, found = grid.embedding.n_features, grid.gaussian.mean.shape[-1]

@@ -18,13 +18,12 @@ than those of new photos, and that alone is no drift.
 Several photos of one part are not exchangeable: with 8 photos a part, 96 % of series without drift would raise the
 alarm. So a model whose training photos are grouped has no monitor.
 
-**Measured.** Of 1,000 simulated series of 1,000 undisturbed photos, 5 raise the alarm with N = 60 leave-one-out means
-and 8 with N = 209; of 2,000 orders of 59 real bottles that a model of the other 150 never saw, none does. Made 10 %
-brighter they raise it after 25 photos (median), 10 % darker after 10, blurred by a Gaussian of 2 pixels (0.2 % of their
-width) after 22. 5 % brighter they do not.
+**Measured** by tests/predict/test_drift.py: false alarms of simulated series with N = 60 and 209, and of 59 real
+bottles that a model of the other 150 never saw; and how soon those bottles raise the alarm when they are made 10 %
+brighter or darker, or blurred.
 
-A few defects among good photos double the capital at most, each; a line on which every fifth part is defective raises
-the alarm as well, and ought to.
+A defect among good photos doubles the capital at most. A line on which every fifth part is defective raises the alarm
+as well, and should.
 """
 
 from bisect import bisect_left, bisect_right, insort

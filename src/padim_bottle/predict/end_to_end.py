@@ -104,7 +104,7 @@ class AntialiasedResize(nn.Module):
 def _resize_rows(image: torch.Tensor, target: int) -> torch.Tensor:
     source = image.shape[-2]
     group = max(divisor for divisor in range(1, GROUP + 1) if target % divisor == 0)
-    # A tensor, for the size is only known when an exported model runs. Places are whole numbers, in units of a pixel of
+    # A tensor: the size is only known when an exported model runs. Places are whole numbers, in units of a pixel of
     # the input over 2 target: nothing is rounded.
     length = torch.scalar_tensor(source, dtype=torch.int64, device=image.device)
     reach = 2 * length.clamp_min(target)  # half the base of the triangle

@@ -194,7 +194,7 @@ class _Reports:
 
     def put(self, path: str, *, closed: bool) -> None:
         with self._some:
-            # Who writes it again has not closed it yet.
+            # Its writer has not closed it yet.
             self._paths[path] = closed
             self._some.notify()
 

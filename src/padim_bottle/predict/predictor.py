@@ -1,4 +1,4 @@
-"""Fitted models ready to predict, from whatever lies on disk: a checkpoint, or an ONNX or OpenVINO export."""
+"""Fitted models ready to predict, loaded from a checkpoint or from an ONNX or OpenVINO export."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -143,7 +143,7 @@ def load_predictor(
     alpha: float | None = None,
     confidence: float | None = None,
 ) -> Predictor:
-    """Load whatever model lies at a path. Nothing in the files is run as code.
+    """Load the model at a path, of any kind. Nothing in the files is run as code.
 
     Args:
         path: a run's folder, a ``.ckpt`` file, or the folder of an exported model (or its main file).

@@ -284,7 +284,7 @@ class VerdictLog:
         return self._done.get(path)
 
     def add(self, row: Row, content: tuple[int, int]) -> None:
-        """Write a row, so that it stays whatever happens next."""
+        """Write a row; it stays even if the process is killed next."""
         size, mtime_ns = content
         row = {**row, "size": size, "mtime_ns": mtime_ns, "model": self.model, "time": _now()}
         self._writer.writerow(row)

@@ -1,4 +1,4 @@
-"""A folder that fills while a line runs: each content of each photo is judged once, whatever stops the watching.
+"""A folder that fills while a line runs: each content of each photo is judged once, even if it is stopped in between.
 
 The log is the memory: a photo that has its line, with its size and time, is done. A line is written in one piece; what
 a killed process may leave of one is cut off at the next start, and its photo judged again.

@@ -58,7 +58,7 @@ def draw_figures(run: Run) -> list[RunFigure]:
     for name, draw in FIGURES.items():
         try:
             drawing = draw(run)
-        except Exception as error:  # whatever it is, the other figures do not suffer
+        except Exception as error:  # of any kind: the other figures are still drawn
             logger.warning("The figure %s could not be drawn: %s: %s.", name, type(error).__name__, error)
             continue
         if drawing is not None:

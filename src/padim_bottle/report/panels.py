@@ -113,7 +113,7 @@ def lay_out(panels: Panels, scale: HeatmapScale, caption: str) -> Picture:
 
 
 def write_strip(path: Path, panels: Panels) -> None:
-    """Write photograph, anomaly map and decision side by side as a JPEG, for figures and the report to take.
+    """Write photograph, anomaly map and decision side by side as a JPEG, which figures and report use.
 
     Raises:
         OSError: if the file cannot be written.

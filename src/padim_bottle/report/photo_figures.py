@@ -152,7 +152,7 @@ def _decision_and_map(photograph: Picture, heat: Picture, decision: Picture) -> 
 
 
 def _mosaic(tiles: Sequence[Sequence[Picture]], texts: Sequence[Sequence[str]]) -> Figure:
-    """Lay pictures of one size out in rows, with text beneath each: as one image, for the sake of time."""
+    """Lay pictures of one size out in rows, with text beneath each, as one image: that is faster."""
     columns = max(map(len, tiles))
     # No more pixels than are printed.
     width = min(tiles[0][0].shape[1], round(_WIDTH * _PIXELS / columns * 0.97))

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, commit, device, memory."""
+"""The environment of a run: versions, commit, device, memory."""
 
 import hashlib
 import platform

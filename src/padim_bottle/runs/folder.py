@@ -54,7 +54,7 @@ def publish(partial: Path, folder: Path) -> None:
     for previous in folder.parent.glob(f"{folder.name}.previous_*"):
         with contextlib.suppress(OSError):  # another process removes it, or puts its own run in our place
             if all((previous / name).read_bytes() == (folder / name).read_bytes() for name in _SAYING):
-                # Hidden first, so that nobody meets half of it.
+                # Hidden first, so that it is never half there.
                 shutil.rmtree(previous.rename(partial), ignore_errors=True)
     if aside is not None and aside.exists():
         logger.warning("%s held a run that says something else: it is kept as %s.", folder, aside)

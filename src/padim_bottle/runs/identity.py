@@ -1,4 +1,4 @@
-"""Which records of a model are of the same settings, whatever arguments its class had at the time."""
+"""Which records of a model are of the same settings, even if its class had other arguments at the time."""
 
 import hashlib
 import importlib

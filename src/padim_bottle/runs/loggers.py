@@ -13,7 +13,7 @@ from PIL import Image
 
 
 class MLFlowLogger(lightning.pytorch.loggers.MLFlowLogger):
-    """Lightning's class, for a database or a server too.
+    """Lightning's class, which works with a database or a server as well.
 
     Lightning's CLI puts a copy of the config into the first logger's folder, and fails where that has none; its own
     class has one only for MLflow's file store, which MLflow 3 refuses by default.

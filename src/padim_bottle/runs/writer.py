@@ -50,7 +50,7 @@ ODDEST = 15
 class ResultsWriter(Callback):
     """Writes ``<root>/<experiment>/seed_<n>/`` once a model was trained and tested, from YAML or Python alike.
 
-    Any data module of anomalib's will do that has a table of samples. A calibrated model needs no test images: without
+    Works with any data module of anomalib's with a table of samples. A calibrated model needs no test images: without
     them everything is written after the training.
 
     The folder holds ``config.yaml`` (as resolved), ``metrics.json``, ``predictions.csv``, ``model.ckpt``,

@@ -109,7 +109,7 @@ class _Recording:
     def keep(self, batch: ImageBatch) -> ImageBatch:
         """Keep a batch as the data module had it, and return it."""
         if self._network.training:
-            # Its features are all that is needed, but for the guided filter.
+            # Only its features are needed, except with the guided filter.
             self._train.append(batch, [] if self._network.guided is None else ["image"])
         else:
             self._test.append(batch, ["image", "gt_mask"])

@@ -92,7 +92,7 @@ def train_group(
             with cache.shared(experiment) as seed:
                 experiment.results_writer.features_from_seed = seed
                 train.run(experiment)
-        except Exception as error:  # whatever it is, the other runs go on
+        except Exception as error:  # of any kind: the other runs go on
             failure = error
         seconds = time.perf_counter() - started
         outcome = Outcome(run, seconds) if failure is None else Outcome.failed(run, failure, seconds)
