@@ -160,12 +160,11 @@ class Inbox:
 
     def _scan(self, folder: Path) -> list[str]:
         """Look at what is new in a folder, and return all names; the disk is not asked about what is known."""
-        names = []
-        for entry in walk_files(folder):
-            names.append(entry.path)
-            path = Path(entry.path)
-            if path not in self._others and self._log.content(spell_path(path)) is None:
-                self._look_at(path)
+        names = [entry.path for entry in walk_files(folder)]
+        others = set(map(str, self._others))
+        for name in names:
+            if self._log.content(spell_path(name)) is None and name not in others:
+                self._look_at(Path(name))
         return names
 
     def _look_at(self, path: Path) -> None:

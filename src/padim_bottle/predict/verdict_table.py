@@ -55,13 +55,15 @@ def verdict_row(
     }
 
 
-def spell_path(path: Path) -> str:
+def spell_path(path: str | Path) -> str:
     """Return a path as rows have it: in one line, of UTF-8, and no spreadsheet takes it for a formula."""
     name = _spell(path)
     return os.path.join(os.curdir, name) if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name  # noqa: PTH118
 
 
 def _spell(text: str | Path) -> str:
+    if isinstance(text, str) and text.isascii() and text.isprintable():
+        return text  # as most names are
     return printable(text).replace("\n", "\\n").replace("\r", "\\r")
 
 
