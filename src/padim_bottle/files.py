@@ -65,7 +65,7 @@ def whole_folder(folder: Path, *, keep: bool = False) -> Iterator[Path]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     settle_folder(folder)
-    hidden, lock = _locked_folder(folder)
+    hidden, lock = locked_folder(folder)
     try:
         (hidden / _NEW).mkdir()
         yield hidden / _NEW
@@ -84,11 +84,8 @@ def whole_folder(folder: Path, *, keep: bool = False) -> Iterator[Path]:
 
 def settle_folder(folder: Path) -> None:
     """Finish, or take back, what processes that were killed in ``whole_folder`` had begun."""
-    for hidden in folder.parent.glob(f".{glob.escape(folder.name)}.partial-*"):
-        lock = FileLock(hidden / _LOCK)
-        # Else it is being written, or another process clears it away.
-        with contextlib.suppress(Timeout, OSError), lock.acquire(timeout=0):
-            _settle(hidden, folder)
+    for hidden in abandoned_folders(folder):
+        _settle(hidden, folder)
 
 
 def _settle(hidden: Path, folder: Path) -> None:
@@ -102,12 +99,21 @@ def _settle(hidden: Path, folder: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
 
 
-def _locked_folder(folder: Path) -> tuple[Path, BaseFileLock]:
+def abandoned_folders(folder: Path) -> Iterator[Path]:
+    """Yield the hidden folders beside one whose processes are gone; each is locked while it is dealt with."""
+    for hidden in folder.parent.glob(f".{glob.escape(folder.name)}.partial-*"):
+        lock = FileLock(hidden / _LOCK)
+        # Else it is being written, or another process clears it away.
+        with contextlib.suppress(Timeout, OSError), lock.acquire(timeout=0):
+            yield hidden
+
+
+def locked_folder(folder: Path) -> tuple[Path, BaseFileLock]:
     """Return a new hidden folder beside one, and the lock in it that says that its process is alive."""
     while True:
         hidden = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.partial-"))
         lock = FileLock(hidden / _LOCK)
-        with contextlib.suppress(Timeout, FileNotFoundError):
+        with contextlib.suppress(Timeout, FileNotFoundError, FileExistsError):
             lock.acquire(timeout=0)
             if (hidden / _LOCK).exists():
                 return hidden, lock

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from padim_bottle.runs.folder import RUN_FILES, picture_path, publish, remove_abandoned
+from padim_bottle.errors import UserError
+from padim_bottle.runs.folder import RUN_FILES, PartialRun, picture_path, recover
 
 
 def hidden(folder):
@@ -32,14 +33,12 @@ def count(event, arguments):  # dies at the given change of the file system
 
 sys.addaudithook(count)
 for config in configs:
-    run_folder.remove_abandoned(folder)
-    partial = run_folder.partial_folder(folder)
-    partial.mkdir()
+    partial = run_folder.PartialRun(folder)
     for name in run_folder.RUN_FILES:
-        by = os.getpid() if name == "metrics.json" else None
-        (partial / name).write_text(json.dumps({"config": config, "by": by}))
+        by = [os.getpid(), config] if name == "metrics.json" else None
+        (partial.path / name).write_text(json.dumps({"config": config, "by": by}))
     watching = True
-    run_folder.publish(partial, folder)
+    partial.publish()
     watching = False
 """
 
@@ -68,7 +67,7 @@ def test_a_kill_at_any_step_of_publishing_loses_no_finished_run(tmp_path, config
         visible = {path.name for path in root.iterdir() if not path.name.startswith(".")}
         for name in visible:
             assert {path.name for path in (root / name).iterdir()} == set(RUN_FILES)
-        remove_abandoned(root / "seed_0")
+        recover(root / "seed_0")
         assert not hidden(root)
         runs = {path.name: (path / "metrics.json").read_text() for path in root.iterdir()}
         assert first in runs.values() or (config == "same" and len(runs) == 1)
@@ -77,6 +76,8 @@ def test_a_kill_at_any_step_of_publishing_loses_no_finished_run(tmp_path, config
             assert len(runs) == (1 if config == "same" else 2)
             break
         assert code == 9
+        # What was whole when its process died has its name now.
+        assert runs["seed_0"] != first
         # The next run tidies up what was about to be deleted.
         assert end_of(publishing(root, config)) == 0
         assert len(list(root.iterdir())) == (1 if config == "same" else 2)
@@ -111,14 +112,87 @@ def test_the_same_configuration_published_at_once_leaves_one_run(tmp_path):
     assert {path.name for path in (tmp_path / "seed_0").iterdir()} == set(RUN_FILES)
 
 
-def test_where_nothing_can_be_published_the_finished_run_stays(tmp_path):
-    assert end_of(publishing(tmp_path, "same")) == 0
-    before = (tmp_path / "seed_0" / "metrics.json").read_text()
-    with pytest.raises(FileNotFoundError):
-        publish(tmp_path / "gone", tmp_path / "seed_0")
+def write_files(folder, by, names=RUN_FILES):
+    for name in names:
+        (folder / name).write_text("same" if name != "metrics.json" else json.dumps({"by": by}))
+
+
+def test_two_writers_of_one_run_at_once_never_share_a_folder(tmp_path):
+    """As in two containers, which have one host name and one number of their process."""
+    first, second = PartialRun(tmp_path / "seed_0"), PartialRun(tmp_path / "seed_0")
+    write_files(first.path, 1, RUN_FILES[:2])
+    write_files(second.path, 2)
+    second.publish()
+    third = PartialRun(tmp_path / "seed_0")
+    write_files(first.path, 1)
+    first.publish()
+    third.discard()
     assert [path.name for path in tmp_path.iterdir()] == ["seed_0"]
-    assert (tmp_path / "seed_0" / "metrics.json").read_text() == before
+    assert json.loads((tmp_path / "seed_0" / "metrics.json").read_text()) == {"by": 1}
     assert {path.name for path in (tmp_path / "seed_0").iterdir()} == set(RUN_FILES)
+
+
+@pytest.mark.parametrize("name", RUN_FILES)
+def test_a_folder_that_lacks_a_file_is_refused(tmp_path, name):
+    partial = PartialRun(tmp_path / "a" / "seed_0")
+    write_files(partial.path, 1, [other for other in RUN_FILES if other != name])
+    with pytest.raises(UserError, match=f"no {name}"):
+        partial.publish()
+    partial.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_put_into_a_run_is_there_after_it_ran_again(tmp_path):
+    run = tmp_path / "seed_0"
+    for by in (1, 2):
+        partial = PartialRun(run)
+        write_files(partial.path, by)
+        partial.publish()
+        if by == 1:
+            (run / "export" / "onnx").mkdir(parents=True)
+            (run / "export" / "onnx" / "model.onnx").write_bytes(b"a model")
+            (run / "mine" / "deeper").mkdir(parents=True)
+            (run / "mine" / "deeper" / "photo.txt").write_text("a photo")
+            (run / "notes.txt").write_text("a note")
+    assert [path.name for path in tmp_path.iterdir()] == ["seed_0"]
+    assert json.loads((run / "metrics.json").read_text()) == {"by": 2}
+    assert (run / "export" / "onnx" / "model.onnx").read_bytes() == b"a model"
+    assert (run / "mine" / "deeper" / "photo.txt").read_text() == "a photo"
+    assert (run / "notes.txt").read_text() == "a note"
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_whole_run_that_cannot_get_its_name_is_kept_and_the_message_says_where(tmp_path, monkeypatch, earlier):
+    run = tmp_path / "seed_0"
+    if earlier:
+        partial = PartialRun(run)
+        write_files(partial.path, 1)
+        partial.publish()
+    partial = PartialRun(run)
+    write_files(partial.path, 2)
+    rename = Path.rename
+    refused = {str(run)}  # as where a file in it is open on Windows, or where something is mounted
+
+    def refuse(path, target):
+        if str(path) in refused or str(target) in refused:
+            raise PermissionError(13, "in use", str(path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(UserError, match="in use") as caught:
+        partial.publish()
+    partial.discard()
+    kept = Path(str(caught.value).rpartition("kept as ")[2].rstrip("."))
+    assert json.loads((kept / "metrics.json").read_text()) == {"by": 2}
+    assert {path.name for path in kept.iterdir()} == set(RUN_FILES)
+    if earlier:
+        assert json.loads((run / "metrics.json").read_text()) == {"by": 1}
+    monkeypatch.undo()
+    # The next run of the same settings finds its place, and one is enough then.
+    partial = PartialRun(run)
+    write_files(partial.path, 3)
+    partial.publish()
+    assert [path.name for path in tmp_path.iterdir()] == ["seed_0"]
 
 
 def test_a_kept_run_never_gets_a_name_that_is_taken(tmp_path):

@@ -142,7 +142,7 @@ def test_a_sweep_leaves_runs_and_a_comparison(swept):
 
 
 def test_finished_runs_are_not_done_again_and_what_killed_ones_left_goes(swept, monkeypatch, capsys):
-    killed = "import sys; from padim_bottle.runs.folder import *; partial_folder(Path(sys.argv[1])).mkdir()"
+    killed = "import os, sys; from padim_bottle.runs.folder import *; PartialRun(Path(sys.argv[1])); os._exit(0)"
     subprocess.run([sys.executable, "-c", killed, swept / "seed_1"], check=True)
     assert list(swept.glob(".seed_1.*"))
     monkeypatch.setattr(sweeps, "train_group", pytest.fail)

@@ -16,7 +16,7 @@ from padim_bottle.data.samples import describe
 from padim_bottle.errors import UserError
 from padim_bottle.experiment.config_check import check_config
 from padim_bottle.model.backbone import default_n_features, is_random
-from padim_bottle.runs.writer import dump_config
+from padim_bottle.runs.workspace import dump_config
 
 logging.getLogger("anomalib.cli").setLevel(logging.ERROR)
 

@@ -1,20 +1,24 @@
 """The folder of a finished run: written under a hidden name, named when it is whole, never half there.
 
 An earlier run of the same name steps aside as ``seed_<n>.previous_<k>``, and is deleted once the new one is in its
-place, provided that both say the same. So nothing that differs is ever lost, and a process can die at any step.
+place, provided that both say the same; what somebody put into it moves over. So nothing that differs is ever lost, and
+a process can die at any step: a whole run that did not get its name gets it from whoever writes there next.
+
+Processes of one machine, containers included, are told apart by a lock in each hidden folder. On a network's folder
+that holds as far as its locks do (NFS: version 4, or a running lock manager); hidden names differ in any case, so that
+two writers never share one.
 """
 
 import contextlib
 import itertools
 import json
 import logging
-import os
 import shutil
-import socket
 from pathlib import Path
 from typing import Any
 
 from padim_bottle.errors import UserError, in_a_line
+from padim_bottle.files import abandoned_folders, locked_folder
 
 logger = logging.getLogger(__name__)
 
@@ -24,55 +28,118 @@ RUN_FILES = ("config.yaml", "metrics.json", "predictions.csv", "model.ckpt")
 # Two runs say the same where these are equal.
 _SAYING = ("config.yaml", "predictions.csv")
 
+# In a hidden folder: the run that is written, and an earlier one that is about to be deleted.
+_NEW, _OLD = "new", "old"
+
 _ATTEMPTS = 100
 
 
-def publish(partial: Path, folder: Path) -> None:
-    """Give a whole run's hidden folder its name; keep a finished run that says something else under another name.
-
-    Other processes may publish to the same folder at the same time: of runs that say the same the last one stays.
+class PartialRun:
+    """A run's folder while it is written.
 
     Args:
-        partial: the hidden folder, on the same file system.
-        folder: ``<root>/<experiment>/seed_<n>``.
+        folder: ``<root>/<experiment>/seed_<n>``, its name when it is whole.
+
+    Attributes:
+        path: where to write, on the same file system.
 
     Raises:
-        OSError: it cannot be renamed.
+        OSError: nothing can be written there.
     """
-    aside = None
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        recover(folder)
+        self._hidden, self._lock = locked_folder(folder)
+        self.path = self._hidden / _NEW
+        self.path.mkdir()
+
+    def publish(self) -> None:
+        """Give the run its name; keep a finished run that says something else under another name.
+
+        Raises:
+            UserError: it lacks a file, or cannot get its name; then the message says where it is kept.
+        """
+        lacking = [name for name in RUN_FILES if not (self.path / name).is_file()]
+        if lacking:
+            raise UserError(f"The run for {self.folder} is not whole: it has no {' and no '.join(lacking)}.")
+        try:
+            _publish(self._hidden, self.folder)
+        except OSError as error:
+            kept = self.path
+            with contextlib.suppress(OSError):
+                kept = kept.rename(_free_name(self.folder))
+            self._lock.release()
+            raise UserError(
+                f"{self.folder} could not be put in place ({in_a_line(error)}). The whole run is kept as {kept}."
+            ) from error
+        self.discard()
+
+    def discard(self) -> None:
+        """Delete what was not published, unless it is whole."""
+        self._lock.release()
+        if not _is_whole(self.path):
+            shutil.rmtree(self._hidden, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.folder.parent.rmdir()
+
+
+def recover(folder: Path) -> None:
+    """Publish the whole runs of this name that killed processes left in hidden folders; delete the others."""
+    for hidden in abandoned_folders(folder):
+        if _is_whole(hidden / _NEW):
+            with contextlib.suppress(OSError):
+                _publish(hidden, folder)
+        if not _is_whole(hidden / _NEW):
+            shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _publish(hidden: Path, folder: Path) -> None:
+    """Publish the whole run in a hidden folder.
+
+    Other processes may publish to the same folder at the same time: of runs that say the same the last one stays.
+    """
+    partial, aside = hidden / _NEW, None
     for attempt in itertools.count(1):
         try:
             if folder.exists() and partial.is_dir():
-                names = (folder.with_name(f"{folder.name}.previous_{number}") for number in itertools.count(1))
-                aside = folder.rename(next(name for name in names if not name.exists()))
+                aside = folder.rename(_free_name(folder))
             partial.rename(folder)
             break
         except OSError:
             # Another process moved or took the folder since we looked: look again.
             if attempt == _ATTEMPTS or not partial.is_dir():
+                if aside is not None and not folder.exists():
+                    aside.rename(folder)
                 raise
     for previous in folder.parent.glob(f"{folder.name}.previous_*"):
         with contextlib.suppress(OSError):  # another process removes it, or puts its own run in our place
             if all((previous / name).read_bytes() == (folder / name).read_bytes() for name in _SAYING):
+                _move_extras(previous, folder)
                 # Hidden first, so that it is never half there.
-                shutil.rmtree(previous.rename(partial), ignore_errors=True)
+                shutil.rmtree(previous.rename(hidden / _OLD), ignore_errors=True)
     if aside is not None and aside.exists():
         logger.warning("%s held a run that says something else: it is kept as %s.", folder, aside)
     failure_record(folder).unlink(missing_ok=True)
 
 
-def partial_folder(folder: Path) -> Path:
-    """Return the hidden name under which this process writes a run's folder."""
-    return folder.with_name(f"{_hidden_prefix(folder)}{os.getpid()}")
+def _move_extras(previous: Path, folder: Path) -> None:
+    """Move what is in an earlier run's folder and not in the new one's: exported models, notes."""
+    for path in sorted(previous.rglob("*")):
+        target = folder / path.relative_to(previous)
+        if not path.is_dir() and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Clear away the hidden folders of killed processes of this machine that wrote a run of the same name."""
-    prefix = _hidden_prefix(folder)
-    for hidden in folder.parent.glob(f"{prefix}*"):
-        process = hidden.name.removeprefix(prefix)
-        if process.isdigit() and not _is_running(int(process)):
-            shutil.rmtree(hidden, ignore_errors=True)
+def _free_name(folder: Path) -> Path:
+    names = (folder.with_name(f"{folder.name}.previous_{number}") for number in itertools.count(1))
+    return next(name for name in names if not name.exists())
+
+
+def _is_whole(partial: Path) -> bool:
+    return all((partial / name).is_file() for name in RUN_FILES)
 
 
 def failure_record(folder: Path) -> Path:
@@ -115,19 +182,3 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     if not isinstance(metrics, dict):
         raise UserError(f"{folder}: metrics.json is broken: it holds no table.")
     return metrics
-
-
-def _hidden_prefix(folder: Path) -> str:
-    return f".{folder.name}.partial-{socket.gethostname()}-"
-
-
-def _is_running(process: int) -> bool:
-    if os.name == "nt":
-        return True  # os.kill would end it there
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

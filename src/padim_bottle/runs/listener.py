@@ -1,5 +1,7 @@
 """What ``ResultsWriter`` tells others of a run while it is written."""
 
+import logging
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,8 @@ from lightning.pytorch import Callback
 
 from padim_bottle.evaluation.predictions import Thresholds
 from padim_bottle.runs.run import Run
+
+logger = logging.getLogger(__name__)
 
 
 class RunListener(Callback):
@@ -59,3 +63,14 @@ class RunListener(Callback):
 
     def on_run_failed(self) -> None:
         """Stop: there will be no run."""
+
+
+def default_listeners(images: bool, report: bool) -> list[RunListener]:
+    """Return ``padim_bottle.Report``, which is no part of the core; nothing, with a warning, where it is not there."""
+    try:
+        return [import_module("padim_bottle").Report(images=images, report=report)]
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("padim_bottle.report"):
+            raise
+        logger.warning("padim_bottle.report is not installed: this run has no pictures, no report and no summary.")
+        return []

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from anomalib.data.utils import ValSplitMode
 from lightning import LightningModule
@@ -98,6 +99,22 @@ def describe_calibration(pl_module: LightningModule) -> dict[str, Any] | None:
         "false_alarm_rate_of_training_images": float((scores >= post_processor.image_threshold).float().mean()),
         "scores": [float(score) for score in scores],
     }
+
+
+def training_table(pl_module: LightningModule) -> pd.DataFrame | None:
+    """Return what the calibration tells of the training photos, the oddest first; ``None`` without calibration."""
+    training = getattr(pl_module, "training_scores", None)
+    if training is None:
+        return None
+    table = pd.DataFrame(
+        {
+            "image_path": training.image_paths,
+            "part": training.parts,
+            "score": training.scores.double().cpu().numpy(),
+            "p_value": training.p_values.cpu().numpy(),
+        }
+    )
+    return table.sort_values("score", ascending=False, kind="stable")
 
 
 def _is_plain(value: Any) -> bool:

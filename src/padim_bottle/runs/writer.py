@@ -4,21 +4,16 @@ import contextlib
 import json
 import logging
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-from jsonargparse import ArgumentParser, Namespace
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
-from lightning.pytorch.cli import SaveConfigCallback
 
 from padim_bottle.data.photos import Photos
 from padim_bottle.data.samples import describe, read_alike
@@ -26,11 +21,11 @@ from padim_bottle.errors import UserError
 from padim_bottle.evaluation.metrics import evaluate
 from padim_bottle.evaluation.predictions import Predictions, predictions_table
 from padim_bottle.files import sha256, write_whole
-from padim_bottle.model.anomaly_map import unnormalised
 from padim_bottle.runs import environment
+from padim_bottle.runs.batches import batch_predictions, joined, to_pictures
 from padim_bottle.runs.figure_data import DATA_FILE, save_data
-from padim_bottle.runs.folder import partial_folder, publish, remove_abandoned
-from padim_bottle.runs.listener import RunListener
+from padim_bottle.runs.folder import PartialRun
+from padim_bottle.runs.listener import RunListener, default_listeners
 from padim_bottle.runs.loggers import log_results
 from padim_bottle.runs.record import (
     describe_calibration,
@@ -38,8 +33,10 @@ from padim_bottle.runs.record import (
     describe_weights,
     run_seed,
     run_thresholds,
+    training_table,
 )
 from padim_bottle.runs.run import Run
+from padim_bottle.runs.workspace import config_text, discard_workspace, take_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -89,11 +86,12 @@ class ResultsWriter(Callback):
         self.report = report
         self.quiet = False
         self.features_from_seed: int | None = None
-        # Of the run at work or just finished, None before: a Path, what metrics.json has, a DataDescription, the hidden
-        # Path that becomes the folder.
+        # Of the run at work or just finished, None before: a Path, what metrics.json has, a DataDescription, a
+        # PartialRun and its hidden Path.
         self.folder: Any = None
         self.metrics: Any = None
         self._data: Any = None
+        self._writing: Any = None
         self._partial: Any = None
         self._listeners: list[RunListener] = []
         self._seconds: dict[str, float] = {}
@@ -110,20 +108,17 @@ class ResultsWriter(Callback):
             return  # all was written after the training
         self._data = describe(trainer.datamodule)
         self._listeners = [callback for callback in trainer.callbacks if isinstance(callback, RunListener)]
-        self._listeners = self._listeners or _report(self.images, self.report)
+        self._listeners = self._listeners or default_listeners(self.images, self.report)
         self.metrics, self._seconds, self._started = None, {}, {}
         self._start("total")
         environment.start_measuring(trainer.strategy.root_device)
         seed = run_seed(pl_module)
         self.folder = self.root / self.experiment / ("unseeded" if seed is None else f"seed_{seed}")
-        partial = partial_folder(self.folder)
         try:
-            remove_abandoned(self.folder)
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            self._writing = PartialRun(self.folder)
         except OSError as error:
             raise UserError(f"Cannot write results to {self.folder}: {error}.") from error
-        self._partial = partial
+        self._partial = self._writing.path
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to train a model that needs test images where there are none."""
@@ -161,11 +156,7 @@ class ResultsWriter(Callback):
         self._begin(trainer, pl_module)
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._paths: list[str] = []
-        self._labels: list[torch.Tensor] = []
-        self._scores: list[torch.Tensor] = []
-        self._maps: list[np.ndarray] = []
-        self._masks: list[np.ndarray] = []
+        self._batches: list[Predictions] = []
         self._thresholds = run_thresholds(pl_module, trainer.datamodule)
         for listener in self._listeners:
             listener.on_run_start(self._partial, self._thresholds, pl_module)
@@ -182,26 +173,20 @@ class ResultsWriter(Callback):
         """Collect a batch's raw predictions and hand them on."""
         if outputs.anomaly_map is None:
             raise UserError(f"{type(pl_module).__name__} gives no anomaly maps, which the results are made from.")
-        maps = outputs.anomaly_map.detach().float().cpu().numpy()
-        maps = maps.reshape(len(maps), *maps.shape[-2:])
-        scores = outputs.pred_score.detach().flatten().float().cpu()
-        masks = np.zeros(maps.shape, dtype=bool) if outputs.gt_mask is None else outputs.gt_mask.cpu().numpy() > 0
-        masks = masks.reshape(maps.shape)
-        self._paths += outputs.image_path
-        self._labels.append(outputs.gt_label.cpu().bool())
-        self._scores.append(scores)
-        self._maps.append(maps)
-        self._masks.append(masks)
+        predictions = batch_predictions(outputs, self._data)
+        self._batches.append(predictions)
         watching = self._watching()
         if not watching:
             return
-        p_values = _p_values(pl_module, scores)
-        for i, (path, picture) in enumerate(zip(outputs.image_path, _to_pictures(outputs.image), strict=True)):
-            name = Path(self._data.defect_types[path], Path(path).name)
+        maps, masks = predictions.pixels()
+        p_values = _p_values(pl_module, predictions.scores)
+        for i, picture in enumerate(to_pictures(outputs.image)):
+            path = predictions.image_paths[i]
+            name = Path(predictions.defect_types[i], Path(path).name)
             mask = None if path in self._data.unmasked else masks[i]
             p_value = None if p_values is None else float(p_values[i])
             for listener in watching:
-                listener.on_run_image(name, picture, maps[i], mask, float(scores[i]), p_value)
+                listener.on_run_image(name, picture, maps[i], mask, float(predictions.scores[i]), p_value)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate, write everything, and give the folder its name."""
@@ -216,26 +201,17 @@ class ResultsWriter(Callback):
         self._stop("draw")
 
         self._start("evaluate")
-        scores = torch.cat([torch.empty(0), *self._scores])
-        predictions = Predictions(
-            image_paths=self._paths,
-            defect_types=[self._data.defect_types[path] for path in self._paths],
-            labels=torch.cat([torch.empty(0, dtype=torch.bool), *self._labels]).numpy(),
-            # As float64 the file holds every digit: >= threshold gives the same labels again.
-            scores=scores.double().numpy(),
-            anomaly_maps=np.concatenate(self._maps) if self._maps else None,
-            masks=np.concatenate(self._masks) if self._masks else None,
-            unmasked=np.array([path in self._data.unmasked for path in self._paths], dtype=bool),
-        )
-        self._maps, self._masks = [], []  # they would take as much memory again
+        predictions = joined(self._batches)
+        self._batches = []  # they would take as much memory again
         metrics = evaluate(predictions, self._thresholds)
         self._stop("evaluate")
 
-        p_values = _p_values(pl_module, scores)
+        p_values = _p_values(pl_module, predictions.scores)
         table = predictions_table(predictions, self._thresholds, p_values)
         table.to_csv(self._partial / "predictions.csv", index=False)
-        config = self._write_config(trainer)
-        self._take_checkpoint(trainer)
+        config = config_text(trainer)
+        (self._partial / "config.yaml").write_text(config)
+        take_checkpoint(trainer, self._partial / "model.ckpt")
         self.metrics = {**self._header(trainer, pl_module), **metrics, **self._footer(pl_module)}
         self._write_metrics()
         self._start("report")
@@ -247,9 +223,9 @@ class ResultsWriter(Callback):
         self._stop("report")
         self._stop("total")
         self._write_metrics()
-        publish(self._partial, self.folder)
-        self._partial = None
-        _discard_workspace(trainer)
+        self._writing.publish()
+        self._writing = self._partial = None
+        discard_workspace(trainer)
         log_results(trainer.loggers, {**metrics, "seconds": self._seconds}, config, self.folder)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -266,30 +242,20 @@ class ResultsWriter(Callback):
         """Leave no half-written result behind."""
         for listener in self._listeners:
             listener.on_run_failed()
-        if self._partial is not None:
-            shutil.rmtree(self._partial, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                self._partial.parent.rmdir()
-            self._partial = None
+        if self._writing is not None:
+            self._writing.discard()
+            self._writing = self._partial = None
         if trainer.checkpoint_callback and trainer.checkpoint_callback.best_model_path:
             Path(trainer.checkpoint_callback.best_model_path).unlink(missing_ok=True)
-        _discard_workspace(trainer)
+        discard_workspace(trainer)
 
     # --- Parts of the result ---
 
     def _review(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what the calibration tells of the training photos; of a plain folder of them, draw the oddest."""
-        training = getattr(pl_module, "training_scores", None)
-        if training is None:
+        table = training_table(pl_module)
+        if table is None:
             return
-        table = pd.DataFrame(
-            {
-                "image_path": training.image_paths,
-                "part": training.parts,
-                "score": training.scores.double().cpu().numpy(),
-                "p_value": training.p_values.cpu().numpy(),
-            }
-        ).sort_values("score", ascending=False, kind="stable")
         table.to_csv(self._partial / "training_photos.csv", index=False)
         if not self._watching() or not isinstance(trainer.datamodule, Photos):
             return
@@ -355,23 +321,6 @@ class ResultsWriter(Callback):
     def _watching(self) -> list[RunListener]:
         return [listener for listener in self._listeners if listener.wants_images]
 
-    def _write_config(self, trainer: Trainer) -> str:
-        saver = next((c for c in trainer.callbacks if isinstance(c, SaveConfigCallback)), None)
-        if saver is not None:
-            text = dump_config(saver.parser, saver.config)
-        else:
-            text = "# This run was started from Python: there was no configuration file.\n"
-        (self._partial / "config.yaml").write_text(text)
-        return text
-
-    def _take_checkpoint(self, trainer: Trainer) -> None:
-        saved = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
-        target = self._partial / "model.ckpt"
-        if saved and Path(saved).is_file():
-            shutil.move(saved, target)
-        else:
-            trainer.save_checkpoint(target)
-
     def _start(self, phase: str) -> None:
         self._started.setdefault(phase, time.perf_counter())
 
@@ -379,47 +328,10 @@ class ResultsWriter(Callback):
         self._seconds[phase] = time.perf_counter() - self._started[phase]
 
 
-def dump_config(parser: ArgumentParser, config: Namespace) -> str:
-    """Return the text of ``config.yaml``: the config as resolved, whose digest is ``config_sha256``."""
-    return parser.dump(config, skip_none=False, skip_validation=True)
-
-
-def _report(images: bool, report: bool) -> list[RunListener]:
-    """Return ``padim_bottle.Report``, which is no part of the core; nothing, with a warning, where it is not there."""
-    try:
-        return [import_module("padim_bottle").Report(images=images, report=report)]
-    except ModuleNotFoundError as error:
-        if not (error.name or "").startswith("padim_bottle.report"):
-            raise
-        logger.warning("padim_bottle.report is not installed: this run has no pictures, no report and no summary.")
-        return []
-
-
-def _to_pictures(images: torch.Tensor) -> np.ndarray:
-    """Undo the normalisation: (B, 3, H, W) tensors to (B, H, W, 3) bytes."""
-    pictures = unnormalised(images.detach().cpu())
-    return (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-
-
-def _p_values(pl_module: LightningModule, scores: torch.Tensor) -> np.ndarray | None:
+def _p_values(pl_module: LightningModule, scores: np.ndarray) -> np.ndarray | None:
     rule = getattr(pl_module.post_processor, "rule", None)
-    return None if rule is None else rule.p_values(scores.cpu().numpy())
+    return None if rule is None else rule.p_values(scores)
 
 
 def _to_numpy(values: torch.Tensor | None) -> np.ndarray:
     return np.empty(0, np.float32) if values is None else values.detach().float().cpu().numpy()
-
-
-def _discard_workspace(trainer: Trainer) -> None:
-    """Remove the versioned folder that anomalib's Engine made, if nothing but a copy of the config is left in it."""
-    workspace = Path(trainer.default_root_dir)
-    left = [path for path in workspace.rglob("*") if path.is_file()]
-    if re.fullmatch(r"v\d+", workspace.name) and all(path.name == "config.yaml" for path in left):
-        latest = workspace.with_name("latest")
-        if latest.is_symlink() and latest.resolve() == workspace.resolve():
-            latest.unlink()
-        shutil.rmtree(workspace, ignore_errors=True)
-        # .../<root>/Padim/MVTecAD/bottle: remove what is empty now.
-        with contextlib.suppress(OSError):
-            for parent in list(workspace.parents)[:4]:
-                parent.rmdir()

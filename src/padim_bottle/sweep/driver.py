@@ -13,7 +13,7 @@ from pathlib import Path
 
 from padim_bottle.errors import UserError
 from padim_bottle.files import write_whole
-from padim_bottle.runs.folder import failure_record, remove_abandoned
+from padim_bottle.runs.folder import failure_record, recover
 from padim_bottle.sweep.group import Outcome, Run, train_group
 from padim_bottle.sweep.plan import SweepSettings, finished, in_groups, in_shard, plan
 
@@ -49,7 +49,7 @@ def sweep(settings: SweepSettings, shard: str | None = None) -> int:
     with held:
         shutil.rmtree(workplace, ignore_errors=True)  # of a sweep that was killed
         for run in planned:
-            remove_abandoned(run.folder)
+            recover(run.folder)
         done = finished(planned)
         groups = in_groups([run for run in planned if run not in done], settings.group_size)
         try:

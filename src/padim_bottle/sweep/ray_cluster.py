@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from padim_bottle.errors import UserError, in_a_line
 from padim_bottle.runs.environment import code_digest
-from padim_bottle.runs.folder import partial_folder, publish
+from padim_bottle.runs.folder import PartialRun
 from padim_bottle.sweep.group import Outcome, Run, train_group
 
 CONNECT_SECONDS = 15
@@ -131,13 +131,15 @@ def _train_on_node(runs: list[Run], config: str, code: str, directory: str) -> I
 
 
 def _put_in_place(files: dict[str, bytes], folder: Path) -> None:
-    partial = partial_folder(folder)
-    shutil.rmtree(partial, ignore_errors=True)
-    for name, content in files.items():
-        path = partial / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    publish(partial, folder)
+    partial = PartialRun(folder)
+    try:
+        for name, content in files.items():
+            path = partial.path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        partial.publish()
+    finally:
+        partial.discard()
 
 
 def _check_reachable(address: str) -> None:
