@@ -190,7 +190,7 @@ def test_a_killed_data_worker_is_one_line(workplace, capsys, monkeypatch):
     """As the system does when memory runs out."""
     mine = os.getpid()
 
-    def die(path):
+    def die(*_):
         assert os.getpid() != mine
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -1,6 +1,7 @@
 """What a record says of the code it was made by."""
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -50,3 +51,22 @@ def test_the_core_is_what_the_contract_of_imports_says():
     layers = contract["layers"]
     rooms = {room.strip() for layer in layers[layers.index("experiment") :] for room in layer.split("|")}
     assert {name.removesuffix(".py") for name in environment.CORE} == rooms
+
+
+def test_the_commit_is_that_of_the_code_and_of_no_repository_around_it(tmp_path, monkeypatch):
+    """As where an environment lies in somebody's repository."""
+    package = tmp_path / "venv" / "runs"
+    package.mkdir(parents=True)
+    (package / "environment.py").write_text("")
+    (tmp_path / "theirs.txt").write_text("")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C", str(tmp_path)]
+    for arguments in (["init", "-q"], ["add", "theirs.txt"], ["commit", "-q", "-m", "theirs"]):
+        subprocess.run([*git, *arguments], check=True)
+    monkeypatch.setattr(environment, "__file__", str(package / "environment.py"))
+    assert environment.git_commit() is None
+    subprocess.run([*git, "add", "venv"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "ours"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert environment.git_commit() == head
+    (package / "environment.py").write_text("# changed")
+    assert environment.git_commit() == f"{head}-dirty"

@@ -27,19 +27,19 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Return the commit of this checkout, with ``-dirty`` where tracked files differ, or ``None`` outside one."""
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
+    """Return the commit of this checkout, with ``-dirty`` where tracked files differ, or ``None`` outside one.
+
+    A repository that only surrounds an installed package, such as one with an environment in it, says nothing of it.
+    """
+    folder = Path(__file__).parent
+    if _git("-C", str(folder), "ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
+    return _git("-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
