@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -20,6 +21,7 @@ from padim_bottle.data.synthetic import write_bottles
 from padim_bottle.experiment.config import ExperimentConfig
 from padim_bottle.experiment.train import train
 from padim_bottle.experiment.variants import spell_argument
+from padim_bottle.model.backbone import FrozenBackbone
 from padim_bottle.tune.measure import make_splits, training_paths
 from padim_bottle.tune.settings import METRICS, TuneSettings, read_grid, read_settings
 
@@ -230,6 +232,29 @@ def test_a_mistake_in_the_yaml_is_refused_in_one_line(workplace, settings, words
     assert tune(workplace, "--settings", str(tmp_path / "tune.yaml"), "--name", "mistake") == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16), ("bf16-true", None)]
+)
+def test_the_backbone_computes_in_the_trainers_precision(workplace, precision, dtype, monkeypatch, capsys):
+    config = yaml.safe_load((workplace / "small.yaml").read_text())
+    config["trainer"]["precision"] = precision
+    (workplace / "precise.yaml").write_text(yaml.safe_dump(config))
+    forward, seen = FrozenBackbone.forward, set()
+
+    def watch(self, inputs):
+        features = forward(self, inputs)
+        seen.update(feature.dtype for feature in features.values())
+        return features
+
+    monkeypatch.setattr(FrozenBackbone, "forward", watch)
+    words = ["--config", workplace / "precise.yaml", "--settings", workplace / "tune.yaml"]
+    words += ["--results", workplace / "results", "--name", precision]
+    assert run_verb("tune", list(map(str, words))) == (2 if dtype is None else 0)
+    assert seen == ({dtype} - {None})
+    if dtype is None:
+        assert "trainer.precision: bf16-true" in capsys.readouterr().err
 
 
 def test_only_our_model_can_be_tuned(capsys):

@@ -18,6 +18,7 @@ def tune(
     group: str | None = None,
     settings: Path = Path("configs/tune.yaml"),
     results: str | None = None,
+    cache: str | None = None,
     name: str | None = None,
 ) -> None:
     """Compare settings of a config on its training photos alone.
@@ -37,6 +38,7 @@ def tune(
             parent-folder
         settings (YAML): the tuning
         results (FOLDER): folder of all tunings; overrides the YAML's
+        cache (FOLDER): folder where features wait while settings are compared
         name (NAME): folder of this one (default: the config's name and the keys)
     """
     from rich.console import Console
@@ -46,13 +48,14 @@ def tune(
     config, settings = find_config(config), find_config(settings)
     chosen = read_settings(settings)
     chosen.results = results or chosen.results
+    chosen.cache_folder = cache or chosen.cache_folder
     values = read_grid(grid or [])
     if group is not None and photos is None:
         raise UserError("--group belongs to --photos; a config names it in its model.")
     fixed = {} if photos is None else photo_settings(photos, group)
     candidates = candidates_of(config, values, fixed)
     with quiet_imports():
-        from padim_bottle.tune.measure import device_of, measure, training_paths
+        from padim_bottle.tune.measure import fabric_of, measure, training_paths
         from padim_bottle.tune.results import Tuning, default_name, ranking_table, write_results
 
     name = name or default_name(config, values)
@@ -60,7 +63,7 @@ def tune(
     tuning.check_folder()
     with _progress() as track:
         fits = measure(candidates, chosen, track)
-    ranking, sentences = write_results(tuning, candidates, fits, device_of(candidates[0].experiment).type)
+    ranking, sentences = write_results(tuning, candidates, fits, fabric_of(candidates[0].experiment).device.type)
     Console().print(ranking_table([name_of(candidate.values) for candidate in candidates], ranking).screen())
     for sentence in sentences:
         print(sentence)

@@ -10,13 +10,15 @@ import numpy as np
 import pandas as pd
 import torch
 from anomalib.pre_processing import PreProcessor
+from lightning.fabric import Fabric
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import instantiate_class
 from torchvision.transforms.v2 import Transform
 
 from padim_bottle.data.layout import GOOD
 from padim_bottle.data.mvtec import MVTecAD
 from padim_bottle.data.photos import Photos
-from padim_bottle.errors import UserError
+from padim_bottle.errors import UserError, in_a_line
 from padim_bottle.evaluation.metrics import evaluate
 from padim_bottle.evaluation.predictions import Predictions, Thresholds
 from padim_bottle.experiment.config import ExperimentConfig
@@ -30,6 +32,8 @@ from padim_bottle.tune.training_photos import PhotoFeatures, TrainingPhotos
 Advance = Callable[[int], None]
 _NO_THRESHOLDS = Thresholds(None, None, "none")
 _FEWEST_PARTS = 6
+# Those in which the backbone alone computes with fewer digits.
+_PRECISIONS = ("None", "32", "32-true", "bf16-mixed", "16-mixed")
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,9 @@ def measure(
     # Seeds of a model that draws nothing would be the same fit again.
     seeds = [settings.seeds if need.is_random else settings.seeds[:1] for need in needs]
     splits = make_splits(paths, [need.group for need in needs], settings)
-    device = device_of(candidates[0].experiment)
-    folder = None if settings.cache_folder is None else Path(settings.cache_folder)
+    fabric = fabric_of(candidates[0].experiment)
+    # Not the system's temporary folder, which may be in memory.
+    folder = Path(settings.cache_folder or settings.results)
     passes = list(dict.fromkeys(need.backbone for need in needs))
     advance_photos = track("photos", 2 * len(paths) * len(passes))
     advance_fits = track("fits", sum(map(len, seeds)) * len(splits))
@@ -127,13 +132,13 @@ def measure(
             first = build_model(candidates[sharing[0]].experiment, settings.seeds[0])
             photos = TrainingPhotos(paths, settings.anomalies, _transform(first))
             network = _network(first, {layer for number in sharing for layer in needs[number].layers})
-            features = PhotoFeatures(photos, network.to(device), device, folder, advance_photos)
+            features = PhotoFeatures(photos, network, fabric, folder, advance_photos)
             for number in sharing:
                 for seed in seeds[number]:
                     model = build_model(candidates[number].experiment, seed)
                     for split_number, split in enumerate(splits):
                         started = time.perf_counter()
-                        figures = _fit_and_score(model, features, photos, split, device)
+                        figures = _fit_and_score(model, features, photos, split, fabric.device)
                         rows.append(
                             {
                                 "setting": number,
@@ -228,7 +233,18 @@ def _fit_and_score(
     return {name: metrics[name] for name in METRICS}
 
 
-def device_of(cli: ExperimentConfig) -> torch.device:
-    """Return where a config computes: a GPU, if there is one and the config has nothing against it."""
-    wanted = cli.settings.trainer.accelerator in ("auto", "gpu", "cuda")
-    return torch.device("cuda" if wanted and torch.cuda.is_available() else "cpu")
+def fabric_of(experiment: ExperimentConfig) -> Fabric:
+    """Return the device and the precision with which a config's Trainer computes.
+
+    Raises:
+        UserError: there is no such device, or the statistics would be computed in that precision, too.
+    """
+    trainer = experiment.settings.trainer
+    if str(trainer.precision) not in _PRECISIONS:
+        raise UserError(
+            f"trainer.precision: {trainer.precision} cannot be tuned with, {', '.join(_PRECISIONS[2:])} can."
+        )
+    try:
+        return Fabric(accelerator=trainer.accelerator, devices=1, precision=trainer.precision)
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
+        raise UserError(f"trainer: {in_a_line(error)}.") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lightning.fabric import Fabric
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import Transform
 from torchvision.tv_tensors import Image, Mask
@@ -65,8 +66,8 @@ class PhotoFeatures:
     Args:
         photos: what to read, once.
         network: the backbone, with all layers that are wanted.
-        device: where it computes.
-        folder: where the files go; ``None`` for the system's folder of temporary files.
+        fabric: where and in what precision it computes.
+        folder: where the files go.
         advance: told of how many images were done.
 
     Raises:
@@ -77,17 +78,20 @@ class PhotoFeatures:
         self,
         photos: TrainingPhotos,
         network: FrozenBackbone,
-        device: torch.device,
-        folder: Path | None,
+        fabric: Fabric,
+        folder: Path,
         advance: Callable[[int], None],
     ) -> None:
         self._images, self._masks = PhotoStore(folder), PhotoStore(folder)
         self._features = {str(layer): PhotoStore(folder) for layer in network.layers}
+        network.to(fabric.device)
         for images, masks in DataLoader(photos, _BATCH, num_workers=default_num_workers()):
             self._images.append(images)
             self._masks.append(masks)
-            for layer, feature in network(images.to(device)).items():
-                self._features[str(layer)].append(feature)
+            with fabric.autocast():
+                features = network(images.to(fabric.device))
+            for layer, feature in features.items():
+                self._features[str(layer)].append(feature.float())
             advance(len(images))
 
     def masks(self, indices: np.ndarray) -> np.ndarray:
