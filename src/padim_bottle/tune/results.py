@@ -1,5 +1,6 @@
 """What a tuning writes: the best config, and how it was found."""
 
+import io
 import json
 import shlex
 from collections.abc import Iterator, Sequence
@@ -18,14 +19,12 @@ from padim_bottle.data.images import read_image
 from padim_bottle.errors import UserError
 from padim_bottle.experiment.variants import Variant, spell_argument
 from padim_bottle.files import write_whole
-from padim_bottle.report.gallery import render
 from padim_bottle.runs.environment import code_digest, git_commit, versions
 from padim_bottle.tables import Row, Table, figure, mean_and_spread
 from padim_bottle.tune.ranking import differences_from, rank
 from padim_bottle.tune.settings import METRICS, PREFIX, TuneSettings, name_of
 
 _EXAMPLES = 3
-FILES = ("scores.csv", "summary.md", "anomalies.png", "best.yaml", "tuning.json")
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,6 @@ class Tuning:
     def folder(self) -> Path:
         """Where its results go."""
         return Path(self.settings.results) / self.name
-
-    @property
-    def folders(self) -> set[Path]:
-        """The folders of the training photos."""
-        return {path.parent for path in self.paths}
 
     @property
     def command(self) -> str:
@@ -104,7 +98,7 @@ class Tuning:
 def write_results(
     tuning: Tuning, candidates: Sequence[Variant], fits: pd.DataFrame, device: str
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Write all of ``FILES``, the last one when all the others are there.
+    """Write ``scores.csv``, ``summary.md``, ``anomalies.png``, ``best.yaml`` and, when all these are there, the record.
 
     Returns:
         The settings, best first (see ``rank``), and sentences on how the others differ from the best one.
@@ -121,7 +115,7 @@ def write_results(
     differences = differences_from(best, fits, settings.held_out / (1 - settings.held_out))
     sentences = list(_sentences(names, ranking, differences))
     write_whole(folder / "summary.md", _summary(tuning, names, ranking, differences, sentences, fits, device))
-    write_whole(folder / "anomalies.png", render(_draw_anomalies(tuning), "png"))
+    write_whole(folder / "anomalies.png", _draw_anomalies(tuning))
     write_whole(folder / "best.yaml", _best_config(tuning, candidates[best], len(candidates)))
     record = {
         "inputs": tuning.inputs(),
@@ -237,8 +231,8 @@ def ranking_table(names: Sequence[str], ranking: pd.DataFrame) -> Table:
     return Table(["setting", *METRICS.values(), "choice"], rows, title=title)
 
 
-def _draw_anomalies(tuning: Tuning) -> Figure:
-    """Draw some of the damaged photos, a column for each kind, with the outlines of the masks."""
+def _draw_anomalies(tuning: Tuning) -> bytes:
+    """Return a PNG of some of the damaged photos, a column for each kind, with the outlines of the masks."""
     anomalies = tuning.settings.anomalies
     kinds = anomalies.kinds
     drawn = Figure(figsize=(2.2 * len(kinds), 2.3 * _EXAMPLES), layout="constrained")
@@ -252,7 +246,9 @@ def _draw_anomalies(tuning: Tuning) -> Figure:
             axes.contour(mask, [0.5], colors="cyan", linewidths=0.8)
             axes.set_axis_off()
             axes.set_title(kind, fontsize=9)
-    return drawn
+    png = io.BytesIO()
+    drawn.savefig(png, format="png", metadata={"Software": None})
+    return png.getvalue()
 
 
 def default_name(config: Path, grid: dict[str, list[Any]]) -> str:
