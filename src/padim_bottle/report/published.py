@@ -25,9 +25,7 @@ class PublishedRow(NamedTuple):
 
 
 DEFECTIVE_ONLY = "its AUPRO averages over the defective images alone, ours over all: with all of them it is lower"
-AT_THE_MASKS_SIZE = (
-    "measured by AUPIMO's authors, on maps enlarged to the masks' 900 x 900 pixels, which hardly moves a figure"
-)
+AT_THE_MASKS_SIZE = "measured by AUPIMO's authors, on maps enlarged to the masks' 900 x 900 pixels"
 
 PUBLISHED = (
     PublishedRow(
