@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from small import write_config
 
 from padim_bottle.commands.command_line import run_verb
 
@@ -18,20 +19,8 @@ ray = pytest.importorskip("ray", reason='needs Ray: pip install -e ".[ray]"')
 
 pytestmark = pytest.mark.slow
 
-DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
-# The demo, smaller, in the YAML's spelling; 2 CPUs a group, so a node takes one group at a time.
-SWEEP = f"""
-experiments: [{DEMO}]
-group_size: 2
-overrides:
-  data.init_args.size: 64
-  data.init_args.train_good: 12
-  data.init_args.test_good: 4
-  data.init_args.test_per_defect: 2
-  model.init_args.image_size: [[64, 64]]
-  model.init_args.n_features: 40
-  trainer.accelerator: cpu
-"""
+# 2 CPUs a group, so a node takes one group at a time.
+SWEEP = "{experiments: [small.yaml], group_size: 2}"
 RUN_FILES = {
     "config.yaml", "figures", "images", "metrics.json", "model.ckpt", "predictions.csv", "report.html",
     "training_photos.csv",
@@ -42,6 +31,7 @@ RUN_FILES = {
 def workplace(tmp_path_factory):
     """An empty current folder but for the sweep's YAML."""
     folder = tmp_path_factory.mktemp("workplace")
+    write_config(folder / "small.yaml")
     (folder / "sweep.yaml").write_text(SWEEP)
     before = Path.cwd()
     os.chdir(folder)
@@ -148,7 +138,7 @@ def test_a_full_disk_of_the_driver_fails_the_run_that_met_it_and_no_other(cluste
 
 
 def test_more_cpus_than_any_node_has_are_refused(cluster, workplace, capsys):
-    Path("greedy.yaml").write_text(SWEEP + "ray: {num_cpus: 64}")
+    Path("greedy.yaml").write_text(SWEEP.replace("}", ", ray: {num_cpus: 64}}"))
     assert run_verb("sweep", ["--config", "greedy.yaml", "--results", "greedy", "--ray", cluster.address]) == 2
     assert "no node of" in capsys.readouterr().err
 

@@ -13,6 +13,7 @@ import other_data
 import pandas as pd
 import pytest
 import yaml
+from small import NAME, ROOT, write_config
 
 from padim_bottle.commands.command_line import run_verb
 from padim_bottle.errors import UserError
@@ -23,15 +24,6 @@ from padim_bottle.sweep.plan import name_suffix, parse_seeds
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
-DEMO = ROOT / "configs" / "demo.yaml"
-NAME = "demo_synthetic_random_weights"
-# The demo, smaller: 64 px pictures, 40 channels.
-SMALL = {
-    "data": {"size": 64, "train_good": 12, "test_good": 4, "test_per_defect": 2},
-    "model": {"image_size": [64, 64], "n_features": 40},
-}
-
 # For the sake of time.
 NO_REPORT = {"trainer.callbacks.report": False}
 
@@ -40,11 +32,7 @@ NO_REPORT = {"trainer.callbacks.report": False}
 def workplace(tmp_path_factory):
     """A current folder that holds nothing but the small demo, as small.yaml."""
     folder = tmp_path_factory.mktemp("workplace")
-    config = yaml.safe_load(DEMO.read_text())
-    for part, arguments in SMALL.items():
-        config[part]["init_args"] |= arguments
-    config["trainer"]["accelerator"] = "cpu"
-    (folder / "small.yaml").write_text(yaml.safe_dump(config))
+    write_config(folder / "small.yaml")
     before = Path.cwd()
     os.chdir(folder)
     yield folder
@@ -116,7 +104,7 @@ def test_seeds_share_the_backbones_pass_whatever_the_data(name, bottles, tmp_pat
     getattr(other_data, f"lay_out_{name}")(bottles / "bottle", tmp_path / "data")
     config = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
     config["data"]["init_args"] |= {"root": "data", "num_workers": 0}
-    config["model"]["init_args"] |= {**SMALL["model"], "pre_trained": False}
+    config["model"]["init_args"] |= {"image_size": [64, 64], "n_features": 40, "pre_trained": False}
     config["trainer"] |= {"accelerator": "cpu", "enable_progress_bar": False}
     config["trainer"]["callbacks"][0]["init_args"]["report"] = False
     Path("other.yaml").write_text(yaml.safe_dump(config))
@@ -159,7 +147,7 @@ def test_a_run_of_other_code_data_or_settings_is_not_done(swept, change, monkeyp
     elif change == "data":
         monkeypatch.setattr("padim_bottle.data.samples.fingerprint_of", lambda *_: "another")
     else:
-        arguments = write_sweep("alpha.yaml", overrides={"model.init_args.alpha": 0.2})
+        arguments = write_sweep("alpha.yaml", overrides={"model.init_args.alpha": 0.3})
     assert run_verb("sweep", [*arguments, "--seeds", "1-2", "--results", "swept", "--dry-run"]) == 0
     assert "2 runs, 0 of them done" in capsys.readouterr().out
 
@@ -258,7 +246,7 @@ def test_a_sweep_that_is_no_yaml_or_not_there_is_refused(workplace, capsys):
 def test_a_run_folder_that_was_edited_is_refused_and_left_alone(swept, file, capsys):
     path = swept / "seed_0" / file
     before = path.read_text()
-    path.write_text(before.replace("alpha: 0.1", "alpha: 0.2") if file == "config.yaml" else before[:-30])
+    path.write_text(before.replace("alpha: 0.2", "alpha: 0.3") if file == "config.yaml" else before[:-30])
     edited = path.read_text()
     try:
         line = error_of(["--config", "sweep.yaml", "--seeds", "0-5", "--results", "swept"], capsys)

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from small import ROOT, small_config, write_config
 
 from padim_bottle.commands.command_line import run_verb
 from padim_bottle.data.defects import add_anomaly
@@ -27,7 +28,6 @@ from padim_bottle.tune.settings import METRICS, TuneSettings, read_grid, read_se
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 PHOTOS = 24
 SETTINGS = {"splits": 2, "seeds": [3, 4], "anomalies": {"size": [0.2, 0.4], "scratch_width": [0.03, 0.05]}}
 GRID = [
@@ -44,14 +44,10 @@ def workplace(tmp_path_factory):
     for path in [*bottle.glob("test/*/*"), *bottle.glob("ground_truth/*/*")]:
         path.unlink()
         path.mkdir()  # cannot be opened, whoever tries
-    config = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
-    config["model"]["init_args"] |= {"image_size": [64, 64], "n_features": None, "alpha": 0.2}
-    config["data"] = {
-        "class_path": "padim_bottle.MVTecAD",
-        "init_args": {"root": str(folder / "data"), "verify": False},
-    }
-    config["trainer"] |= {"accelerator": "cpu", "enable_progress_bar": False}
-    (folder / "small.yaml").write_text(yaml.safe_dump(config))
+    config = small_config(n_features=None)
+    data = {"root": str(folder / "data"), "verify": False}
+    config["data"] = {"class_path": "padim_bottle.MVTecAD", "init_args": data}
+    write_config(folder / "small.yaml", config)
     (folder / "tune.yaml").write_text(yaml.safe_dump(SETTINGS))
     return folder
 
