@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+import torch
+from false_alarms import rates, tables
 from record import HEADER, read_record, write_record
 from table import docs_table
 
@@ -65,3 +67,16 @@ def test_a_missing_record_says_how_to_make_it(tmp_path):
 
 def test_the_docs_show_the_records():
     assert docs_table(RECORDS) in (ROOT / "docs" / "results.md").read_text()
+
+
+def test_the_docs_show_how_often_new_photos_alarm():
+    text = (ROOT / "docs" / "threshold.md").read_text()
+    simulated, bottle = tables(read_record(RECORDS, "false_alarms"))
+    assert simulated.markdown() in text and bottle.markdown() in text
+    assert len(simulated.rows) == 4 and len(bottle.rows) == 2
+
+
+def test_rates_are_counted_by_the_threshold_of_the_calibration():
+    scores, calibration = torch.arange(1000.0), torch.arange(0.0, 1000.0, 10)
+    # The 96th and the 99th smallest of 100 scores are 950 and 980: what lies above is called.
+    assert rates(scores, calibration) == pytest.approx((0.049, 0.019))

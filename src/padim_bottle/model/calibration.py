@@ -25,9 +25,9 @@ W is the model's own matrix but for a factor, so the one Cholesky decomposition 
 The leave-one-out scores of M parts behave nearly like the score of a new part, so their order statistics are thresholds
 for a false-alarm rate of about alpha (see ``rule``). This is the jackknife. No finite-sample theorem covers it: Barber
 et al. (Annals of Statistics 2021) prove a rate of at most 2 alpha for the jackknife+, and nothing for the jackknife. In
-simulation it is near-exact and errs on the safe side. A part counts once, with the largest score of its photos: then
-alpha is the rate of new parts of which any photo raises an alarm, and single photos raise fewer. No defect, and no test
-image, is looked at.
+simulation and on real bottles it errs on the safe side (``benchmarks/false_alarms.py``, docs/threshold.md). A part
+counts once, with the largest score of its photos: then alpha is the rate of new parts of which any photo raises an
+alarm, and single photos raise fewer. No defect, and no test image, is looked at.
 """
 
 import logging

@@ -15,8 +15,8 @@ exceeds 100 is at most 1 % (Ville's inequality). Here that is near, and not exac
 leave-one-out, and those of new photos are not. Only larger means are bet on: leave-one-out means are a little larger
 than those of new photos, and that alone is no drift.
 
-Several photos of one part are not exchangeable: with 8 photos a part, 96 % of series without drift would raise the
-alarm. So a model whose training photos are grouped has no monitor.
+Several photos of one part are not exchangeable: series without drift would raise the alarm far more often. So a model
+whose training photos are grouped has no monitor.
 
 **Measured** by tests/predict/test_drift.py: false alarms of simulated series with N = 60 and 209, and of 59 real
 bottles that a model of the other 150 never saw; and how soon those bottles raise the alarm when they are made 10 %
