@@ -244,7 +244,7 @@ def test_training_photos_are_shown_on_a_phone_too(tested, open_page, tmp_path):
     page = open_page(folder, width=360)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     first = page.locator("main section").first.get_attribute("id")
-    assert first == ("metrics" if tested else "training")
+    assert first == ("threshold" if tested else "training")
     page.locator("nav").get_by_role("link", name="Training photos").click()
     assert page.locator("#training .card img").count() == 15
     assert page.locator("#training").get_by_text("a.png and b.png (near)").is_visible()

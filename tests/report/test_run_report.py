@@ -116,6 +116,26 @@ def test_what_is_not_real_says_so_and_stands_beside_no_published_figure(real, ba
     assert sum(a.get("class") == "banner" and a.get("role") == "note" for _, a in page.tags) == banners
 
 
+@pytest.mark.parametrize("name", ["MVTec AD", "photos"])
+def test_verdicts_and_pictures_come_first_and_published_figures_last(name, tmp_path, monkeypatch):
+    """Of photos of one's own no published row appears at all."""
+    monkeypatch.setattr(*NO_FIGURES)
+    folder = write_run(tmp_path / "seed_0", real=True)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["data"]["name"] = name
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    page = Page(write_report(folder))
+    sections = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
+    assert sections == ["threshold", "images", "metrics", *["published"] * (name == "MVTec AD")]
+    assert ("PatchCore" in page.text) == ("Rd550" in page.text) == (name == "MVTec AD")
+    counts = metrics["confusion_matrix"]
+    found, alarms = counts["true_positive"], counts["false_positive"]
+    assert f"{found} of {found + counts['false_negative']} defects found, {alarms} false alarm" in page.text
+    assert page.text.index("defects found, ") < page.text.index("highest score first")
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert links == [f"#{section}" for section in sections]
+
+
 def test_alphas_mean_what_the_model_means_by_them():
     """Each threshold splits scores exactly where the p-value passes alpha."""
     run = type("Run", (), {})()

@@ -60,19 +60,20 @@ def comparison_table(own: Sequence[Row], comparable: bool, title: str = "Metrics
     return Table(["", "backbone, px", *headings().values()], rows, numbered, title, texts=2)
 
 
-def run_table(run: Run, title: str = "Metrics") -> Table:
-    """Lay a run's headline figures out, above the published ones where these are of the same data.
+def run_table(run: Run, title: str = "Metrics", *, published: bool) -> Table:
+    """Lay a run's headline figures out.
 
     Args:
         run: the run.
         title: of the table.
+        published: below them the published ones, where these are of the same data.
     """
     metrics = run.metrics
     setup = describe_setup(metrics["weights"]["name"], metrics["model"].get("image_size"))
     # A threshold that has seen the defects is no match for one that has not.
     tuned = {} if run.calibration else headings(threshold="own")
     cells = [None if name in tuned else figure(metrics.get(name)) for name in headings()]
-    return comparison_table([Row([run.title, setup, *cells], own=True)], run.is_comparable, title)
+    return comparison_table([Row([run.title, setup, *cells], own=True)], published and run.is_comparable, title)
 
 
 def defects_table(per_defect: Mapping[str, Any]) -> Table:

@@ -90,8 +90,10 @@ def _page(run: Run, images: pd.DataFrame, figures: Sequence[RunFigure], cards: S
             },
             {"name": "backbone", "value": f"{weights['name']}, {_origin(weights['source'])}"},
             {"name": "threshold", "value": metrics["thresholds"]["source"]},
+            *_verdicts(run),
         ],
-        metrics=run_table(run) if len(images) else None,
+        metrics=run_table(run, published=False) if len(images) else None,
+        published=run_table(run, "Beside published figures", published=True) if run.is_comparable else None,
         metrics_note=METRICS_NOTE,
         defects=defects_table(metrics["per_defect"]),
         figures=[
@@ -130,6 +132,19 @@ def _page(run: Run, images: pd.DataFrame, figures: Sequence[RunFigure], cards: S
         else None,
         footer=_footer(metrics),
     )
+
+
+def _verdicts(run: Run) -> list[dict[str, str]]:
+    """Return what is asked first: how many defects were found, and how many good images raised an alarm."""
+    if run.threshold is None or run.predictions.empty:
+        return []
+    counts = run.counts(run.threshold)
+    found, alarms = counts["true_positive"], counts["false_positive"]
+    value = (
+        f"{found} of {found + counts['false_negative']} defects found, {alarms} false alarm{'s' * (alarms != 1)} on "
+        f"{alarms + counts['true_negative']} good images"
+    )
+    return [{"name": "verdicts", "value": value}]
 
 
 def _first_threshold(run: Run, references: Sequence[Reference]) -> float:

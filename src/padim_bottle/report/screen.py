@@ -33,7 +33,7 @@ def print_summary(run: Run, console: Console | None = None) -> None:
         )
     if data["test_images"]:
         title = f"{data['name']} '{data['category']}', {data['test_images']} test images"
-        table = run_table(run, title)
+        table = run_table(run, title, published=True)
         console.print(replace(table, notes=[METRICS_NOTE, *table.notes]).screen())
     else:
         sentences.append(_calibration_sentence(metrics))
