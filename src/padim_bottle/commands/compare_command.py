@@ -18,7 +18,7 @@ def compare(*folders: Path, output: Path | None = None) -> int:
     Reads <experiment>/seed_<n>/ of every folder given and writes
       summary.csv      a row a run, and the means of each experiment
       summary.md       means, intervals, differences between experiments, and what they do and do not say
-      comparison.png   every run, the means and the published figures
+      comparison.png   AUPRO against AUPIMO, time and memory
       side_by_side.png the experiments' maps of the hardest images, where the runs kept their pictures
 
     Exit code: 0, 1 where runs were left out because something is wrong with them, 2 an error.

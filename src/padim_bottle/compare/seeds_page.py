@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from padim_bottle.compare.figure import draw_comparison
+from padim_bottle.compare.figure import CAPTION, draw_comparison
 from padim_bottle.compare.maps import draw_maps
 from padim_bottle.compare.markdown import display_names, is_comparable, is_real, key_figures, verdicts
 from padim_bottle.compare.statistics import paired_differences
@@ -59,8 +59,7 @@ def write_sweep_report(folders: Sequence[Path], output: Path) -> Path:
         "are in summary.md.",
         verdicts=verdicts(paired_differences(table), names),
         figure=data_source("image/svg+xml", render(draw_comparison(table), "svg")),
-        caption="Each dot is a run, each bar the mean over seeds and its 95 % t interval. What overlaps is not told "
-        "apart; the axes are narrow, so that differences in the third digit can be seen.",
+        caption=CAPTION,
         maps=_maps(table),
         runs=Table(["", *headings().values()], rows, title="All runs"),
         footer=f"{len(table)} runs.",
