@@ -111,10 +111,12 @@ def abandoned_folders(folder: Path) -> Iterator[Path]:
 def locked_folder(folder: Path) -> tuple[Path, BaseFileLock]:
     """Return a new hidden folder beside one, and the lock in it that says that its process is alive."""
     while True:
-        hidden = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.partial-"))
-        lock = FileLock(hidden / _LOCK)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Another process may take it for an abandoned one before it is locked, or remove the empty parent.
         with contextlib.suppress(Timeout, FileNotFoundError, FileExistsError):
+            hidden = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.partial-"))
+            lock = FileLock(hidden / _LOCK)
             lock.acquire(timeout=0)
             if (hidden / _LOCK).exists():
                 return hidden, lock
-        lock.release()  # another process took it for an abandoned one before it was locked
+            lock.release()

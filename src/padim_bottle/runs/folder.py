@@ -49,7 +49,6 @@ class PartialRun:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
         recover(folder)
         self._hidden, self._lock = locked_folder(folder)
         self.path = self._hidden / _NEW
