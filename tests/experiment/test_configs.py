@@ -155,7 +155,9 @@ def test_every_config_runs(config, bottles, random_weights, tmp_path, monkeypatc
     assert all(metrics["model"][key] == written[key] for key in ("layers", "grids") if key in written)
 
 
-@pytest.mark.parametrize("name", OTHER_DATA)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "folder" else pytest.mark.slow) for name in OTHER_DATA]
+)
 def test_every_config_of_other_data_runs(name, bottles, random_weights, tmp_path, monkeypatch):
     """On tiny synthetic bottles in that data set's own layout, where the config says that it lies."""
     monkeypatch.chdir(tmp_path)
