@@ -10,6 +10,8 @@ from torch.nn.modules.module import _global_forward_hooks
 from padim_bottle.errors import UserError
 from padim_bottle.predict.checkpoint import load_padim
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def photos():

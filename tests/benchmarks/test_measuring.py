@@ -17,6 +17,8 @@ from train import measure_pairs
 
 from padim_bottle.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 HOLD = "import time; data = b'x' * 100_000_000; time.sleep(1.5)"
 
 
