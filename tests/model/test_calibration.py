@@ -6,13 +6,13 @@ import torch
 from scipy import stats
 
 from padim_bottle.errors import UserError
+from padim_bottle.model import calibration as calibration_module
 from padim_bottle.model.calibration import (
+    PositionStatistics,
     calibrate,
     check_parts,
     dtype_for,
     leave_part_out_distances,
-    leave_part_out_z,
-    position_statistics,
 )
 from padim_bottle.model.gaussian import COVARIANCE_EPSILON, PatchGaussians
 from padim_bottle.model.parts import Parts
@@ -68,13 +68,24 @@ def test_a_part_left_out_equals_refitting_without_all_of_its_photos(count, featu
         torch.testing.assert_close(distances[i].double(), refit_without(alone, 0, count), rtol=1e-4, atol=0)
 
 
-def test_a_part_left_out_z_equals_standardising_by_the_maps_of_the_others():
+@pytest.mark.parametrize("prior_freedom", [0, 10, 2.5])
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_part_left_out_z_equals_standardising_by_the_maps_of_the_others(size, prior_freedom):
     maps = torch.rand(9, 4, 5, generator=torch.Generator().manual_seed(0)).double()
-    mean, std = position_statistics(iter(maps.split(4)), 9)
-    z = leave_part_out_z(maps.unflatten(0, (3, 3)), mean, std, 9).flatten(0, 1)
+    positions = PositionStatistics.of(maps.split(4), 9, prior_freedom)
+    typical = maps.var(0).median()
+
+    def moderated(others):
+        freedom = len(others) - 1
+        return ((freedom * others.var(0) + prior_freedom * typical) / (freedom + prior_freedom)).sqrt()
+
+    torch.testing.assert_close(positions.mean, maps.mean(0))
+    torch.testing.assert_close(positions.std, moderated(maps))
+    z = positions.leave_part_out_z(maps.unflatten(0, (-1, size))).flatten(0, 1)
     for i in range(9):
-        rest = torch.cat([maps[: i // 3 * 3], maps[i // 3 * 3 + 3 :]])
-        torch.testing.assert_close(z[i], (maps[i] - rest.mean(0)) / rest.std(0))
+        first = i // size * size
+        rest = torch.cat([maps[:first], maps[first + size :]])
+        torch.testing.assert_close(z[i], (maps[i] - rest.mean(0)) / moderated(rest))
 
 
 def test_leave_one_out_distances_exceed_the_training_distances():
@@ -107,39 +118,30 @@ def test_identical_training_images_give_zero_not_nan(caplog):
     assert torch.isfinite(post_processor._normalize_score(scores)).all()
 
 
-def test_leave_one_out_z_equals_standardising_by_the_other_maps():
-    maps = torch.rand(9, 4, 5, generator=torch.Generator().manual_seed(0)).double()
-    mean, std = position_statistics(iter(maps.split(4)), 9)
-    torch.testing.assert_close(mean, maps.mean(0))
-    torch.testing.assert_close(std, maps.std(0))
-    z = leave_part_out_z(maps[:, None], mean, std, 9)[:, 0]
-    for i in range(9):
-        rest = torch.cat([maps[:i], maps[i + 1 :]])
-        torch.testing.assert_close(z[i], (maps[i] - rest.mean(0)) / rest.std(0))
-
-
 def test_position_statistics_survive_a_large_common_offset():
     maps = 1e4 + torch.rand(50, 3, 3, generator=torch.Generator().manual_seed(0))  # float32, as anomaly maps are
-    mean, std = position_statistics(iter(maps.split(7)), 50)
-    torch.testing.assert_close(mean, maps.double().mean(0), rtol=1e-12, atol=0)
-    torch.testing.assert_close(std, maps.double().std(0), rtol=1e-9, atol=0)
+    positions = PositionStatistics.of(maps.split(7), 50)
+    torch.testing.assert_close(positions.mean, maps.double().mean(0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(positions.std, maps.double().std(0), rtol=1e-9, atol=0)
 
 
 def test_where_good_images_do_not_differ_a_difference_counts_but_not_infinitely():
     maps = torch.randn(20, 4, 5, generator=torch.Generator().manual_seed(0)) * 50
     maps[:, 1, 2] = 3.0
-    mean, std = position_statistics(iter(maps.split(8)), 20)
+    positions = PositionStatistics.of(maps.split(8), 20)
     floor = 1e-3 * maps.double().std(0).median()
-    torch.testing.assert_close(std[1, 2], floor)
-    torch.testing.assert_close(leave_part_out_z(maps[:, None], mean, std, 20)[:, 0, 1, 2], torch.zeros(20).double())
+    torch.testing.assert_close(positions.std[1, 2], floor)
+    torch.testing.assert_close(positions.leave_part_out_z(maps[:, None])[:, 0, 1, 2], torch.zeros(20).double())
     # Far off, the variance of the others (their formula, fed with this image) is below the floor.
     odd = maps[:1].clone()
     odd[0, 1, 2] += 7.0
-    torch.testing.assert_close(leave_part_out_z(odd[:, None], mean, std, 20)[0, 0, 1, 2], 7.0 * (20 / 19) / floor)
+    torch.testing.assert_close(positions.leave_part_out_z(odd[:, None])[0, 0, 1, 2], 7.0 * (20 / 19) / floor)
 
 
+@pytest.mark.parametrize("budget", [0, 1 << 28])
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_pixel_threshold_is_the_quantile_of_all_pixels(batch_size, caplog):
+def test_pixel_threshold_is_the_quantile_of_all_pixels(batch_size, budget, caplog, monkeypatch):
+    monkeypatch.setattr(calibration_module, "MAPS_BUDGET", budget)
     maps = torch.rand(10, 20, 20, generator=torch.Generator().manual_seed(0))
     calibration = calibrate(
         lambda i: maps[i], each(10), pixel_quantile=0.995, position_calibration=False, batch_size=batch_size

@@ -32,7 +32,7 @@ alarm, and single photos raise fewer. No defect, and no test image, is looked at
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,9 @@ logger = logging.getLogger(__name__)
 
 MINIMUM_PARTS = 3
 
+# Bytes of anomaly maps that are kept between the two passes over them: 1,000 maps of 256 x 256 pixels.
+MAPS_BUDGET = 1 << 28
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -58,7 +61,7 @@ class Calibration:
         pixel_median: their median.
         map_means: (N,) float32, mean of each image's leave-one-out anomaly map, in the order of training.
         map_mean: (H, W) mean over images of the leave-one-out anomaly maps.
-        map_std: (H, W) their standard deviation, bounded below (see ``position_statistics``).
+        map_std: (H, W) their standard deviation, moderated and bounded below (see ``PositionStatistics``).
     """
 
     scores: torch.Tensor
@@ -152,12 +155,13 @@ def calibrate(
     *,
     pixel_quantile: float,
     position_calibration: bool,
+    prior_freedom: float = 0.0,
     batch_size: int = 8,
 ) -> Calibration:
     """Turn leave-one-out maps into thresholds and the statistics of the position-calibrated score.
 
-    Anomaly maps are made a batch at a time and dropped, so memory does not grow with N beyond the largest
-    ``1 - pixel_quantile`` of the pixels.
+    Anomaly maps are made a batch at a time, and made twice if they take more than ``MAPS_BUDGET`` together. So memory
+    does not grow with N beyond that and the largest ``1 - pixel_quantile`` of the pixels.
 
     Args:
         to_maps: makes the leave-one-out anomaly maps (n, H, W) of the images with these indices (n,).
@@ -166,69 +170,106 @@ def calibrate(
             this share of them does not exceed.
         position_calibration: score an image by ``max_p (map(p) - m(p)) / s(p)`` instead of ``max_p map(p)``.
             A training image's part is left out of m and s as well, or the false-alarm rate would not hold.
+        prior_freedom: see ``PositionStatistics``.
         batch_size: images per batch of maps.
     """
     count = len(parts.names)
-    mean, std = position_statistics((to_maps(batch) for batch in torch.arange(count).split(batch_size)), count)
-    scores, map_means = torch.empty(2, count, device=mean.device)
-    top = torch.empty(0, device=mean.device)
-    keep = None
+    to_maps, pixels = _kept(to_maps, count, batch_size)
+    batches = (to_maps(batch) for batch in torch.arange(count).split(batch_size))
+    positions = PositionStatistics.of(batches, count, prior_freedom)
+    scores, map_means = torch.empty(2, count, device=positions.mean.device)
+    top = torch.empty(0, device=positions.mean.device)
+    keep = count * pixels - math.ceil(count * pixels * pixel_quantile - 1e-6) + 1
     for members in parts.by_size():
         for batch in members.split(max(1, batch_size // members.shape[1])):
             maps = to_maps(batch.flatten())
-            if keep is None:
-                total = count * maps[0].numel()
-                keep = total - math.ceil(total * pixel_quantile - 1e-6) + 1
-            pixels = torch.cat([top, maps.flatten()])
-            top = pixels.topk(min(keep, len(pixels))).values
+            seen = torch.cat([top, maps.flatten()])
+            top = seen.topk(min(keep, len(seen))).values
             map_means[batch.flatten()] = maps.flatten(1).mean(dim=1).float()
             if position_calibration:
-                maps = leave_part_out_z(maps.unflatten(0, batch.shape), mean, std, count).flatten(0, 1)
+                maps = positions.leave_part_out_z(maps.unflatten(0, batch.shape)).flatten(0, 1)
             scores[batch.flatten()] = maps.flatten(1).amax(dim=1).float()
     if not top.any():
         logger.warning("The %d training images do not differ: anything that differs will be called a defect.", count)
+    mean = positions.mean.float()
     return Calibration(
         scores=parts.largest(scores).sort().values,
         image_scores=scores,
         pixel_threshold=top[-1],
         # The map's scale only needs a typical value: the median of the mean map, not of all N maps.
-        pixel_median=mean.float().median(),
+        pixel_median=mean.median(),
         map_means=map_means,
-        map_mean=mean.float(),
-        map_std=std.float(),
+        map_mean=mean,
+        map_std=positions.std.float(),
     )
 
 
-def position_statistics(maps: Iterator[torch.Tensor], count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and standard deviation (H, W), in float64 where the device has it, of N anomaly maps.
+def _kept(
+    to_maps: Callable[[torch.Tensor], torch.Tensor], count: int, batch_size: int
+) -> tuple[Callable[[torch.Tensor], torch.Tensor], int]:
+    """Return ``to_maps`` with the maps of all N images in memory if there is room, and the number of their pixels."""
+    first = to_maps(torch.arange(min(batch_size, count)))
+    if count * first[0].nbytes > MAPS_BUDGET:
+        return to_maps, first[0].numel()
+    kept = torch.cat([first, *(to_maps(batch) for batch in torch.arange(len(first), count).split(batch_size))])
+    return lambda images: kept[images.to(kept.device)], first[0].numel()
 
-    The standard deviation is bounded below by a thousandth of its own median over the map: where good images do not
-    differ at all, any difference counts, but not infinitely.
+
+@dataclass(frozen=True)
+class PositionStatistics:
+    """Mean and variance, at each position, of N anomaly maps of good images, in float64 where the device has it.
+
+    With few maps single variances are rough, and the largest of many standardised pixels has heavy tails. So each is
+    moderated by the typical one (Smyth 2004), the median s0^2 over the map, which counts as nu more degrees of freedom:
+    ``s^2 := ((N - 1) s^2 + nu s0^2) / (N - 1 + nu)``.
+
+    It is bounded below by a millionth of s0^2: where good images do not differ at all, any difference counts, but not
+    infinitely.
+
+    Attributes:
+        mean: (H, W).
+        squares: (H, W), sum of the squared deviations from it.
+        count: N.
+        prior_freedom: nu; 0 for no moderation.
     """
-    total: Any = 0.0
-    squares: Any = 0.0
-    shift: Any = None
-    for batch in maps:
-        batch = batch if batch.device.type == "mps" else batch.double()
-        if shift is None:
-            shift = batch.mean(dim=0)
-        total = total + (batch - shift).sum(dim=0)
-        squares = squares + (batch - shift).square().sum(dim=0)
-    mean = shift + total / count
-    variance = (squares - total.square() / count).clamp_min(0) / (count - 1)
-    std = variance.sqrt()
-    return mean, std.clamp_min(max(1e-3 * std.median().item(), 1e-6))
 
+    mean: torch.Tensor
+    squares: torch.Tensor
+    count: int
+    prior_freedom: float = 0.0
 
-def leave_part_out_z(maps: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, count: int) -> torch.Tensor:
-    """Return maps (G, k, H, W) of G parts, standardised by the mean and deviation of the maps of all other parts.
+    @classmethod
+    def of(cls, maps: Iterable[torch.Tensor], count: int, prior_freedom: float = 0.0) -> "PositionStatistics":
+        """Take the statistics of batches (n, H, W) of N maps."""
+        total: Any = 0.0
+        squares: Any = 0.0
+        shift: Any = None
+        for batch in maps:
+            batch = batch if batch.device.type == "mps" else batch.double()
+            if shift is None:
+                shift = batch.mean(dim=0)
+            total = total + (batch - shift).sum(dim=0)
+            squares = squares + (batch - shift).square().sum(dim=0)
+        return cls(shift + total / count, (squares - total.square() / count).clamp_min(0), count, prior_freedom)
 
-    With ``dev = map_i - m``, sums over the part's k maps, and ``r = N - k``: ``m_{-G} = m - sum(dev) / r`` and
-    ``s_{-G}^2 = ((N - 1) s^2 - sum(dev^2) - sum(dev)^2 / r) / (r - 1)``.
-    """
-    rest = count - maps.shape[1]
-    deviation = maps.to(mean.dtype) - mean
-    total, squares = deviation.sum(dim=1, keepdim=True), deviation.square().sum(dim=1, keepdim=True)
-    variance = ((count - 1) * std.square() - squares - total.square() / rest) / (rest - 1)
-    floor = max(1e-3 * std.median().item(), 1e-6)
-    return (deviation + total / rest) / variance.clamp_min(floor**2).sqrt()
+    @property
+    def std(self) -> torch.Tensor:
+        """The standard deviation (H, W) for images that are none of the N."""
+        return self._std(self.squares, self.count - 1)
+
+    def leave_part_out_z(self, maps: torch.Tensor) -> torch.Tensor:
+        """Return maps (G, k, H, W) of G of the parts, standardised by the maps of all other parts.
+
+        With ``dev = map_i - m``, sums over the part's k maps, and ``r = N - k``: ``m_{-G} = m - sum(dev) / r``, and the
+        squared deviations without the part are ``(N - 1) s^2 - sum(dev^2) - sum(dev)^2 / r``.
+        """
+        rest = self.count - maps.shape[1]
+        deviation = maps.to(self.mean.dtype) - self.mean
+        total, squares = deviation.sum(dim=1, keepdim=True), deviation.square().sum(dim=1, keepdim=True)
+        squares = (self.squares - squares - total.square() / rest).clamp_min(0)
+        return (deviation + total / rest) / self._std(squares, rest - 1)
+
+    def _std(self, squares: torch.Tensor, freedom: int) -> torch.Tensor:
+        typical = self.squares.median() / (self.count - 1)
+        variance = (squares + self.prior_freedom * typical) / (freedom + self.prior_freedom)
+        return variance.clamp_min(max(1e-6 * typical.item(), 1e-12)).sqrt()

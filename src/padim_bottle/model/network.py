@@ -52,6 +52,7 @@ class PadimModel(AnomalibPadimModel):
         support: how far a fine grid is believed without the next coarser one, see ``fuse``.
         sigma: standard deviation in pixels of the Gaussian over the map.
         guided: radius in pixels of the guided filter over the map, see ``guide``; ``None`` for none.
+        prior_freedom: of the position calibration, see ``PositionStatistics``.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class PadimModel(AnomalibPadimModel):
         support: float = 1.0,
         sigma: float = 4.0,
         guided: int | None = None,
+        prior_freedom: float = 0.0,
     ) -> None:
         # anomalib's class would build its own Gaussians: skip its __init__, call that of its base.
         super(AnomalibPadimModel, self).__init__()
@@ -82,6 +84,7 @@ class PadimModel(AnomalibPadimModel):
         self.fused = grids is not None
         self.support = support
         self.guided = guided
+        self.prior_freedom = prior_freedom
         self.calibrating = False
         self.grids = nn.ModuleList()
         for chosen in grids or [self.layers]:
@@ -253,6 +256,7 @@ class PadimModel(AnomalibPadimModel):
             parts,
             pixel_quantile=pixel_quantile,
             position_calibration=self.position_calibration,
+            prior_freedom=self.prior_freedom,
         )
         self.map_mean, self.map_std = calibration.map_mean, calibration.map_std
         return calibration

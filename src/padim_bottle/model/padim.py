@@ -71,6 +71,8 @@ class Padim(AnomalibPadim):
         pixel_quantile: the pixel threshold is this quantile of the leave-one-out pixels.
         position_calibration: score an image by its largest pixel, standardised at each position by how good images
             vary there; ``false`` for PaDiM's own maximum. Needs ``calibration``.
+        prior_freedom: of the position calibration: degrees of freedom with which the map's typical variance counts in
+            that of each position, as with few images single ones are rough; 0 for none.
         group: which photos show the same part and are left out together: ``None`` (each its own), ``parent-folder``,
             or a regular expression with one group, which is searched for in the file name and names the part.
         copies: what to do with exact and near copies among the training photos that ``group`` does not join:
@@ -97,6 +99,7 @@ class Padim(AnomalibPadim):
         confidence: float | None = None,
         pixel_quantile: float = 0.9995,
         position_calibration: bool = True,
+        prior_freedom: float = 10.0,
         group: str | None = None,
         copies: Literal["warn", "group", "error"] = "warn",
         checkpoint_precision: Literal["float16", "float32"] = "float16",
@@ -108,6 +111,8 @@ class Padim(AnomalibPadim):
         for name, value in (("alpha", alpha), ("confidence", confidence), ("pixel_quantile", pixel_quantile)):
             if value is not None and not 0 < value < 1:
                 raise UserError(f"{name}: {value} is not between 0 and 1.")
+        if not 0 <= prior_freedom < math.inf:
+            raise UserError(f"prior_freedom: {prior_freedom} is not 0 or more.")
         if seed < 0:
             raise UserError(f"seed: {seed} is negative, choose 0 or more.")
         if min(image_size) < 1:
@@ -155,6 +160,7 @@ class Padim(AnomalibPadim):
             support=support,
             sigma=sigma,
             guided=guided,
+            prior_freedom=prior_freedom,
         )
         self.model.calibrating = calibration
         self.group = group

@@ -1,0 +1,133 @@
+"""How few photos do: recall and false alarms of models of 5 to 40 bottles, for several values of prior_freedom.
+
+Models are fitted to random subsets of the training photos and shown the photos that they were not fitted to: as they
+are, and with a synthetic anomaly each. By those prior_freedom is chosen. The test photos are judged as well, for the
+table in docs/threshold.md; nothing is chosen by them.
+
+    python benchmarks/few_photos.py                                   # both configs, some minutes
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from record import new_benchmark_parser, write_record
+
+from padim_bottle.console import quiet
+from padim_bottle.data.defects import AnomalySettings
+from padim_bottle.data.images import read_image
+from padim_bottle.data.listing import list_photos
+from padim_bottle.errors import UserError
+from padim_bottle.experiment.config import ExperimentConfig
+from padim_bottle.model.calibration import Calibration, calibrate
+from padim_bottle.model.padim import Padim
+from padim_bottle.model.parts import Parts
+from padim_bottle.model.rule import Rule
+from padim_bottle.tune.measure import build_model, training_paths
+from padim_bottle.tune.training_photos import PhotoFeatures, TrainingPhotos
+
+CONFIGS = ("configs/padim_resnet18.yaml", "configs/padim_resnet18_grids.yaml")
+COUNTS = (5, 10, 20, 40)
+PRIORS = (0.0, 3.0, 10.0, 30.0, 100.0)
+PLAIN = "plain maximum"
+ALPHA = 0.05
+# Photos that a model was not fitted to, of which it is shown so many.
+HELD_OUT = 40
+
+Batches = list[tuple[torch.Tensor, dict[str, torch.Tensor]]]
+
+
+def maps_of(model: Padim, batches: Iterator[Any]) -> torch.Tensor:
+    """Return the anomaly maps (n, H, W) of recorded batches."""
+    with torch.inference_mode():
+        return torch.cat([model.model.score(features, images).anomaly_map[:, 0] for *_, images, features in batches])
+
+
+def called(maps: torch.Tensor, calibration: Calibration, plain: bool) -> np.ndarray:
+    """Return which maps (n, H, W) a calibrated model calls anomalous."""
+    standard = maps if plain else (maps - calibration.map_mean) / calibration.map_std
+    return standard.flatten(1).amax(1).numpy() >= Rule.calibrated(calibration.scores, ALPHA).threshold
+
+
+def measure(configs: Sequence[Path], counts: Sequence[int], subsets: int) -> Iterator[dict[str, Any]]:
+    """Yield a row a config, subset and score, with the shares of images that are called anomalous."""
+    experiments = {config.stem: ExperimentConfig(config) for config in configs}
+    models = {name: build_model(experiment, seed=42) for name, experiment in experiments.items()}
+    first, device = next(iter(models.values())), torch.device("cpu")
+    if any(model.model.layers != first.model.layers for model in models.values()):
+        raise UserError("The configs must look at the same layers: the photos pass through one backbone once.")
+    paths = training_paths(next(iter(experiments.values())))
+    transform = first.pre_processor.transform
+    photos = TrainingPhotos(paths, AnomalySettings(), transform)
+    features = PhotoFeatures(photos, first.model.feature_extractor, device, None, lambda _: None)
+    test = list_photos(paths[0].parents[2] / "test").photos
+    good = np.array([path.parent.name == "good" for path in test])
+    tested: Batches = []
+    for start in range(0, len(test), 8):
+        pixels = [torch.from_numpy(read_image(path)).permute(2, 0, 1).float() / 255 for path in test[start : start + 8]]
+        images = torch.stack([transform(image) for image in pixels])
+        tested.append((images, first.model.features(images)))
+    for count, subset, (name, model) in product(counts, range(subsets), models.items()):
+        network = model.model
+        order = np.random.default_rng([count, subset]).permutation(len(paths))
+        fitted, held_out = np.sort(order[:count]), order[count : count + HELD_OUT]
+        network.reset()
+        for _, images, recorded in features.batches(fitted, network.layers, device):
+            network.collect(recorded, images)
+        network.fit_and_calibrate(0.9995)
+        shown = np.concatenate([held_out, held_out + len(paths)])
+        maps = maps_of(model, features.batches(shown, network.layers, device))
+        test_maps = maps_of(model, iter(tested))
+        for prior in (*PRIORS, PLAIN):
+            calibration = calibrate(
+                network.leave_one_out_maps,
+                Parts.of_photos([""] * count, None),
+                pixel_quantile=0.9995,
+                position_calibration=prior != PLAIN,
+                prior_freedom=0.0 if isinstance(prior, str) else prior,
+            )
+            of_shown, of_test = (called(m, calibration, prior == PLAIN) for m in (maps, test_maps))
+            yield {
+                "config": name,
+                "photos": count,
+                "subset": subset,
+                "score": prior if isinstance(prior, str) else f"prior_freedom {prior:g}",
+                "false_alarms": float(of_shown[: len(held_out)].mean()),
+                "synthetic_recall": float(of_shown[len(held_out) :].mean()),
+                "test_false_alarms": float(of_test[good].mean()),
+                "test_recall": float(of_test[~good].mean()),
+            }
+
+
+def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the means over the subsets, and the lowest recall and the highest rate of false alarms."""
+    groups = pd.DataFrame(rows).groupby(["config", "photos", "score"], sort=False)
+    table = groups.mean(numeric_only=True).drop(columns="subset")
+    table["lowest_test_recall"] = groups["test_recall"].min()
+    table["highest_false_alarms"] = groups["false_alarms"].max()
+    return table.round(4).reset_index().to_dict("records")
+
+
+if __name__ == "__main__":
+    parser = new_benchmark_parser(__doc__)
+    parser.set_defaults(output=Path("results/reference/tuning"))
+    parser.add_argument("--subsets", type=int, default=3, help="random subsets of each size (%(default)s)")
+    parser.add_argument("--photos", type=int, nargs="+", default=COUNTS, help="sizes (%(default)s)")
+    options = parser.parse_args()
+    quiet()
+    logging.getLogger("padim_bottle.model").setLevel(logging.ERROR)  # of few photos
+    found = []
+    for row in measure(list(map(Path, CONFIGS)), options.photos, options.subsets):
+        found.append(row)
+        print(json.dumps(row), flush=True)
+    write_record(
+        options.output,
+        "few_photos",
+        {"alpha": ALPHA, "subsets": options.subsets, "held_out": HELD_OUT, "means": summarise(found), "fits": found},
+    )
