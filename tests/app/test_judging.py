@@ -26,7 +26,7 @@ def answer(score, calibration=CALIBRATION):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("alpha", [None, 0.1, 0.4])
+@pytest.mark.parametrize("alpha", [None, 0.1, 0.3])
 def test_a_verdict_is_that_of_predict(alpha, run_folder, capsys):
     paths = pd.read_csv(run_folder / "predictions.csv")["image_path"]
     chosen = [] if alpha is None else ["--alpha", str(alpha)]

@@ -103,8 +103,8 @@ def test_gaussians_and_thresholds_are_those_of_the_lowered_features(lowered, run
     predictor.size = None
     features_of = compile_features(model, backbone, settings_for(precision))
     for path in pd.read_csv(run / "predictions.csv")["image_path"]:
-        features = dict(zip(padim.model.layers, map(torch.from_numpy, features_of(read_pixels(path))), strict=True))
-        image = padim.pre_processor.transform(torch.from_numpy(read_pixels(path)))
+        features = dict(zip(padim.model.layers, map(torch.from_numpy, features_of(read_pixels(path, 16))), strict=True))
+        image = padim.pre_processor.transform(torch.from_numpy(read_pixels(path, 16)))
         with torch.inference_mode():
             expected = padim.post_processor(padim.model.score(features, image))
         (actual,) = predictor.predict([read_image(path)])
