@@ -212,8 +212,15 @@ def test_bfloat16_runs_the_backbone_only(bottles, tmp_path, plain):
     )  # fmt: skip
     engine.train(model=model, datamodule=datamodule)
     assert model.model.gaussian.mean.dtype == torch.float32
+    assert recorder.collected()["maps"].dtype == torch.float32
     recorded = recorder.collected()
     torch.testing.assert_close(recorded["maps"].float(), plain[1]["maps"], rtol=0.05, atol=0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions_are_refused_by_name(dtype):
+    with pytest.raises(UserError, match=r"trainer\.precision"):
+        small_padim().to(dtype).on_train_start()
 
 
 @pytest.mark.parametrize(

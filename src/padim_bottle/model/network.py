@@ -14,6 +14,7 @@ With several grids there is an embedding, and a Gaussian a position, for each of
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from anomalib.data import InferenceBatch
@@ -35,6 +36,13 @@ Features = dict[str, torch.Tensor]
 
 # Positions at which copies are looked for; more tell no more.
 LIKENESS_POSITIONS = 32
+
+
+def single_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Return the context of all that follows the backbone: with mixed precision only that runs in bfloat16."""
+    if device.type != "meta" and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 class PadimModel(AnomalibPadimModel):
@@ -130,7 +138,8 @@ class PadimModel(AnomalibPadimModel):
             While training what ``collect`` returns, else what ``score`` returns.
         """
         features = self.features(input_tensor)
-        return self.collect(features, input_tensor) if self.training else self.score(features, input_tensor)
+        with single_precision(input_tensor.device):
+            return self.collect(features, input_tensor) if self.training else self.score(features, input_tensor)
 
     def features(self, images: torch.Tensor) -> Features:
         """Return what the backbone makes of normalised images (B, 3, H, W), or what ``features_from`` has instead."""

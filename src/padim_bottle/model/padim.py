@@ -17,7 +17,7 @@ from torch import nn
 from padim_bottle.errors import UserError
 from padim_bottle.model import backbone as backbones
 from padim_bottle.model.copies import exact_copies, near_copies
-from padim_bottle.model.network import Features, PadimModel
+from padim_bottle.model.network import Features, PadimModel, single_precision
 from padim_bottle.model.parts import Parts, check_group
 from padim_bottle.model.post_processor import CalibratedPostProcessor
 
@@ -179,7 +179,13 @@ class Padim(AnomalibPadim):
         return arguments
 
     def on_train_start(self) -> None:
-        """Drop what an earlier fit or a loaded checkpoint left."""
+        """Drop what an earlier fit or a loaded checkpoint left.
+
+        Raises:
+            UserError: a precision in which the statistics cannot be computed.
+        """
+        if (dtype := next(self.model.feature_extractor.parameters()).dtype) != torch.float32:
+            raise UserError(f"trainer.precision: {dtype} throughout does not work, choose 32-true or bf16-mixed.")
         self._is_fitted = torch.tensor([False], device=self.device)
         self.model.reset()
         self.training_scores = None
@@ -187,7 +193,9 @@ class Padim(AnomalibPadim):
 
     def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Collect the embeddings of a batch; the loss is none."""
-        self.collect(self.model.features(batch.image), batch.image, batch.image_path or [""] * len(batch.image))
+        features = self.model.features(batch.image)
+        with single_precision(batch.image.device):
+            self.collect(features, batch.image, batch.image_path or [""] * len(batch.image))
         return torch.tensor(0.0, requires_grad=True, device=self.device)
 
     def collect(self, features: Features, images: torch.Tensor, paths: Sequence[str]) -> None:
