@@ -92,7 +92,7 @@ def test_pictures_have_the_photos_own_size(run_folder, table, tmp_path, capsys):
         (tmp_path / folder).mkdir()
         cv2.imwrite(str(tmp_path / folder / "photo.png"), cv2.resize(cv2.imread(path), size[::-1]))
     cv2.imwrite(str(tmp_path / "x" / "photo.bmp"), np.zeros((64, 64, 3), np.uint8))
-    assert predict(run_folder, tmp_path, "--output", tmp_path / "out") == 1
+    assert predict(run_folder, tmp_path / "x", tmp_path / "y", "--output", tmp_path / "out") == 1
     written = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.png")}
     names = ("x/photo.png", "x/photo.bmp", "y/photo")
     assert written == {f"{name}_{kind}.png" for name in names for kind in ("heatmap", "mask")}
@@ -183,3 +183,15 @@ def test_what_is_not_there_is_named(arguments, words, capsys, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert run_verb("predict", arguments) == 2
     assert words in capsys.readouterr().err
+
+
+def test_pictures_go_beside_the_photos_not_among_them(run_folder, table, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    shutil.copy(table["image_path"].iloc[0], folder / "a.png")
+    for output in (folder, folder / "out", tmp_path / "photos" / ".." / "photos" / "deep" / "out"):
+        assert predict(run_folder, folder, "--output", output) == 2
+        assert "judged" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["a.png"]
+    assert predict(run_folder, folder, "--output", tmp_path / "out") in (0, 1)
+    assert len(list((tmp_path / "out").iterdir())) == 2

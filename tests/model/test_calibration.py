@@ -98,8 +98,10 @@ def test_leave_one_out_distances_exceed_the_training_distances():
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_fewer_than_three_images_are_refused(count):
-    with pytest.raises(UserError, match=f"at least 3 training images, found {count}"):
+    with pytest.raises(UserError, match=f"at least 3 training images, found {count}") as caught:
         check_parts(each(count))
+    # Advice that leads to the next refusal is none.
+    assert ("calibration to false" in str(caught.value)) == (count >= 2)
 
 
 def test_identical_training_images_give_zero_not_nan(caplog):

@@ -206,7 +206,9 @@ def test_parts_and_copies_are_left_out_together(bottles, tmp_path, caplog):
         told.p_values.numpy(), [(told.scores >= score).sum().item() / 9 for score in told.scores], rtol=1e-6
     )
     joined = small_padim(group=r"part(\d+)_", copies="group")
-    run(joined, root, tmp_path / "group")
+    with caplog.at_level(logging.WARNING):
+        run(joined, root, tmp_path / "group")
+    assert "parts, there are 8" in caplog.text or "of 8 parts" in caplog.text
     assert len(joined.post_processor.calibration_scores) == 8
     assert joined.training_scores.scores[0] > 1.5 * told.scores[0]
     with pytest.raises(UserError, match="Take them out, or name the parts"):

@@ -69,8 +69,11 @@ def predict(
         raise UserError("--watch needs a file for its --csv, which remembers what is done, and takes no --fdr.")
     with quiet_imports():
         from padim_bottle.data.listing import find_photos, left_out
+        from padim_bottle.predict.heatmaps import check_place
         from padim_bottle.predict.verdict_table import VerdictTable
 
+    if output is not None:
+        check_place(output, map(Path, photos))
     listing = find_photos(photos)
     for problem in listing.problems:
         print(f"error: {problem}", file=sys.stderr)

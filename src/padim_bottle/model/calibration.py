@@ -143,9 +143,11 @@ def check_parts(parts: Parts) -> None:
                 f"Leave-one-out calibration needs at least {MINIMUM_PARTS} parts, and the {images} training images "
                 f"show {len(parts)}. Add photos of other good parts, or let group (or copies) join fewer of them."
             )
+        # Of fewer, no covariance can be estimated either.
+        otherwise = ", or set model.init_args.calibration to false (the threshold then looks at the test set)"
         raise UserError(
             f"Leave-one-out calibration needs at least {MINIMUM_PARTS} training images, found {images}. Add "
-            "good images, or set model.init_args.calibration to false (the threshold then looks at the test set)."
+            f"good images{otherwise if images >= 2 else ''}."
         )
 
 

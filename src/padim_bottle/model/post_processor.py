@@ -56,7 +56,8 @@ class CalibratedPostProcessor(PostProcessor):
         """Take thresholds and scales from the leave-one-out scores and pixels of the training images."""
         device = self._image_threshold.device
         rule = Rule.calibrated(calibration.scores.cpu(), self.alpha, self.confidence)
-        if rough := why_rough(len(calibration.scores), self.alpha, self.confidence):
+        counted = "training images" if len(calibration.scores) == len(calibration.image_scores) else "parts"
+        if rough := why_rough(len(calibration.scores), self.alpha, self.confidence, counted):
             logger.warning(rough)
         self.calibration_scores = calibration.scores.to(device)
         self.calibration_map_means = calibration.map_means.to(device)

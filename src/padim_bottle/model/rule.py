@@ -175,24 +175,26 @@ def fewest_scores(alpha: float, confidence: float | None = None) -> int:
     return math.ceil(math.log1p(-confidence) / math.log1p(-alpha) - _SLACK)
 
 
-def why_rough(count: int, alpha: float, confidence: float | None = None) -> str | None:
-    """Return why the threshold of N training images for this alpha is rough; ``None`` where it is not."""
+def why_rough(
+    count: int, alpha: float, confidence: float | None = None, counted: str = "training images"
+) -> str | None:
+    """Return why the threshold of N training images, or parts, for this alpha is rough; ``None`` where it is not."""
     if confidence is not None:
         if count >= fewest_scores(alpha, confidence):
             return None
         return (
             f"alpha = {alpha:g} with confidence = {confidence:g} needs at least {fewest_scores(alpha, confidence)} "
-            f"training images, there are {count}: the threshold is their largest score, and the confidence "
+            f"{counted}, there are {count}: the threshold is their largest score, and the confidence "
             f"{1 - (1 - alpha) ** count:.2g}."
         )
     if count < fewest_scores(alpha):
         return (
-            f"alpha = {alpha:g} needs at least {fewest_scores(alpha)} training images, there are {count}: the "
+            f"alpha = {alpha:g} needs at least {fewest_scores(alpha)} {counted}, there are {count}: the "
             f"threshold is their largest score, a false-alarm rate of {1 / (count + 1):.3g}."
         )
     if count * alpha < 5:
         return (
-            f"alpha = {alpha:g} of {count} training images rests on the {count - threshold_rank(count, alpha) + 1} "
+            f"alpha = {alpha:g} of {count} {counted} rests on the {count - threshold_rank(count, alpha) + 1} "
             "largest scores: expect a rough threshold (more good images or a larger alpha make it steadier)."
         )
     return None

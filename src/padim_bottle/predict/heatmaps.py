@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,20 @@ class Pictures:
                 raise
             return f"Cannot write those of {path} to {place}: {error.strerror}."
         return None
+
+
+def check_place(output: Path, folders: Iterable[Path]) -> None:
+    """Refuse to write pictures into a folder whose photos are judged.
+
+    Raises:
+        UserError: the next run would judge its own pictures.
+    """
+    for folder in folders:
+        if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"{output} lies in {folder}, whose photos are judged: its pictures would be judged too. Choose another "
+                "folder."
+            )
 
 
 def draw(photo: NDArray[np.uint8], prediction: ImagePrediction) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

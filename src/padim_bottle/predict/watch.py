@@ -14,7 +14,7 @@ from pathlib import Path
 
 from padim_bottle.errors import SystemTroubleError, UserError
 from padim_bottle.predict.drift import DriftMonitor
-from padim_bottle.predict.heatmaps import Pictures
+from padim_bottle.predict.heatmaps import Pictures, check_place
 from padim_bottle.predict.inbox import ChangedError, Inbox
 from padim_bottle.predict.judge import judge
 from padim_bottle.predict.predictor import Predictor
@@ -50,8 +50,8 @@ def watch(
     Raises:
         UserError: the folder is missing, or the log cannot be written.
     """
-    if pictures is not None and pictures.folder.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{pictures.folder} lies in the folder that is watched: its pictures would be judged too.")
+    if pictures is not None:
+        check_place(pictures.folder, [folder])
     if monitor is not None:
         for map_mean in log.map_means:
             monitor.add(map_mean)
