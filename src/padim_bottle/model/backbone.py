@@ -194,19 +194,49 @@ class FrozenBackbone(TimmFeatureExtractor):
         backbone: timm name, or ``local-dir:<folder>``.
         layers: names of the layers, from shallow to deep.
         pre_trained: load weights; else the network is random, with the same weights for every seed.
+
+    Raises:
+        UserError: anomalib's extractor cannot take this backbone.
     """
 
     def __init__(self, backbone: str, layers: Sequence[str], pre_trained: bool) -> None:
         # A network that is not loaded comes from the global generator: fixed here, and the caller's state left alone.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            super().__init__(backbone=backbone, layers=layers, pre_trained=pre_trained)
+            try:
+                super().__init__(backbone=backbone, layers=layers, pre_trained=pre_trained)
+            except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+                reason = in_a_line(error)
+                raise UserError(f"backbone: anomalib cannot take the layers of {backbone} ({reason}).") from error
         self.eval().to(memory_format=torch.channels_last)
 
     def forward(self, inputs: torch.Tensor) -> dict[str | int, torch.Tensor]:
         """Return the layers' maps (B, C, h, w) of images (B, 3, H, W)."""
         with torch.no_grad():
-            return super().forward(inputs.contiguous(memory_format=torch.channels_last))
+            maps = super().forward(inputs.contiguous(memory_format=torch.channels_last))
+        # Transformers such as Swin give (B, h, w, C), and say so.
+        if getattr(self.feature_extractor, "output_fmt", "NCHW") == "NHWC":
+            return {layer: feature.permute(0, 3, 1, 2) for layer, feature in maps.items()}
+        return maps
+
+    def check_image_size(self, image_size: Sequence[int]) -> None:
+        """Let one empty image pass, so that what the backbone cannot take fails before any work is done.
+
+        Args:
+            image_size: height and width of the images.
+
+        Raises:
+            UserError: the backbone cannot take images of this size, or its maps are not (B, C, h, w).
+        """
+        height, width = image_size
+        size = f"image_size: {self.backbone} cannot take images of {height} x {width} pixels"
+        try:
+            maps = self(torch.zeros(1, 3, height, width))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise UserError(f"{size} ({in_a_line(error)}).") from error
+        for (layer, feature), channels in zip(maps.items(), self.out_dims, strict=True):
+            if feature.ndim != 4 or feature.shape[1] != channels:
+                raise UserError(f"{size}: {layer} gives {tuple(feature.shape)}, not a map of {channels} channels.")
 
 
 def _check_layers(backbone: str, layers: Sequence[str], key: str) -> dict[str, int]:

@@ -162,6 +162,7 @@ class Padim(AnomalibPadim):
             guided=guided,
             prior_freedom=prior_freedom,
         )
+        self.model.feature_extractor.check_image_size(image_size)
         self.model.calibrating = calibration
         self.group = group
         self.copies = copies

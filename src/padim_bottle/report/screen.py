@@ -23,7 +23,7 @@ def print_summary(run: Run, console: Console | None = None) -> None:
         console: where to print; standard output if not given.
     """
     # Wide enough for the table even where output goes to a file or a CI log.
-    console = console or Console(width=max(116, Console().width))
+    console = console or Console(width=max(144, Console().width))
     metrics, data = run.metrics, run.metrics["data"]
     console.print()
     sentences = []
