@@ -30,6 +30,7 @@ def test_the_baseline_is_anomalibs_class_with_the_same_gaussians(run_folder, pho
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_all_of_our_runtimes_give_the_same_map(run_folder, photos, tmp_path):
     pytest.importorskip("nncf", reason='needs NNCF: pip install -e ".[int8]"')
     export_copies(run_folder, tmp_path)

@@ -216,6 +216,7 @@ def test_missing_category_is_downloaded_only_if_it_is_one_of_mvtec_ad(tmp_path, 
 
 def test_root_comes_from_argument_then_environment_then_default(monkeypatch, tmp_path):
     monkeypatch.delenv("MVTEC_AD_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)  # beside a checkout there may be a folder of data
     assert str(MVTecAD().root) == "datasets/MVTecAD"
     monkeypatch.setenv("MVTEC_AD_ROOT", str(tmp_path))
     assert MVTecAD().root == tmp_path
