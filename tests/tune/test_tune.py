@@ -66,7 +66,7 @@ def tuned(workplace):
     forward, seen = TimmFeatureExtractor.forward, []
 
     def count(self, inputs):
-        seen.append(len(inputs))
+        seen.append(len(inputs) if inputs.any() else 0)  # an empty image tries the backbone
         return forward(self, inputs)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -241,7 +241,8 @@ def test_the_backbone_computes_in_the_trainers_precision(workplace, precision, d
 
     def watch(self, inputs):
         features = forward(self, inputs)
-        seen.update(feature.dtype for feature in features.values())
+        if inputs.any():  # an empty image tries the backbone
+            seen.update(feature.dtype for feature in features.values())
         return features
 
     monkeypatch.setattr(FrozenBackbone, "forward", watch)
