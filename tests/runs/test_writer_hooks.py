@@ -142,10 +142,10 @@ def test_listeners_are_told_in_order_and_before_the_run_has_its_name(tmp_path, m
     assert told == ["on_run_start", *images, "on_run_images_end", "on_run_written", "on_run_published"]
     (hidden,) = rehearsal.listener.told[-2][1]
     assert hidden != run.folder and not hidden.exists()
-    first = rehearsal.listener.told[1][1]
-    assert first[0] == Path("good", "000.png")
-    np.testing.assert_array_equal(first[2], rehearsal.maps[0])
-    assert first[4] == float(rehearsal.scores[0])
+    first = rehearsal.listener.told[1][1][0]
+    assert first.name == Path("good", "000.png")
+    np.testing.assert_array_equal(first.anomaly_map, rehearsal.maps[0])
+    assert first.score == float(rehearsal.scores[0])
 
 
 def test_a_listener_that_fails_in_the_end_costs_no_number(tmp_path, monkeypatch, caplog):
@@ -230,7 +230,7 @@ def test_types_without_masks_are_judged_and_left_out_of_pixel_metrics(tmp_path, 
     assert [metrics[name] for name in image_metrics] == [whole[name] for name in image_metrics]
     assert metrics["per_defect"]["stain"]["pixel_AUROC"] is None
     assert metrics["per_defect"]["crack"] == whole["per_defect"]["crack"]
-    masks = {args[0].parts[0]: args[3] for name, args in rehearsal.listener.told if name == "on_run_image"}
+    masks = {args[0].name.parts[0]: args[0].mask for name, args in rehearsal.listener.told if name == "on_run_image"}
     assert masks["stain"] is None and masks["crack"].any()
     fewer = Rehearsal(tmp_path / "c", monkeypatch, {"good": 4, "crack": 3}).test().metrics
     pixel_metrics = [name for name in whole if name.startswith("pixel_")]

@@ -3,13 +3,12 @@
 from importlib import import_module
 from pathlib import Path
 
-import numpy as np
 from lightning import LightningModule
 
 from padim_bottle.evaluation.predictions import Thresholds
 from padim_bottle.report.pictures import Pictures
 from padim_bottle.report.screen import print_summary
-from padim_bottle.runs.listener import RunListener
+from padim_bottle.runs.listener import JudgedImage, RunListener
 from padim_bottle.runs.run import Run
 
 _PAGE = "padim_bottle.report.run_report"
@@ -35,18 +34,10 @@ class Report(RunListener):
             # Loaded while the network computes, as it takes half a second.
             self._pictures.beside(import_module, _PAGE)
 
-    def on_run_image(
-        self,
-        name: Path,
-        picture: np.ndarray,
-        anomaly_map: np.ndarray,
-        mask: np.ndarray | None,
-        score: float,
-        p_value: float | None,
-    ) -> None:
+    def on_run_image(self, judged: JudgedImage) -> None:
         """Draw an image beside the network's work."""
         assert self._pictures is not None
-        self._pictures.add(name, picture, anomaly_map, mask, score, p_value)
+        self._pictures.add(judged)
 
     def on_run_images_end(self) -> None:
         """Wait for the drawings."""

@@ -13,6 +13,7 @@ from padim_bottle.evaluation.predictions import Thresholds
 from padim_bottle.heat import HeatmapScale, write_png
 from padim_bottle.report.panels import draw_panels, lay_out, write_strip
 from padim_bottle.runs.folder import picture_path, strip_path
+from padim_bottle.runs.listener import JudgedImage
 
 
 class Pictures:
@@ -38,29 +39,12 @@ class Pictures:
         """Do other work in the threads, before what is added from now on."""
         self._pool.submit(work, *arguments)
 
-    def add(
-        self,
-        name: Path,
-        picture: np.ndarray,
-        anomaly_map: np.ndarray,
-        mask: np.ndarray | None,
-        score: float,
-        p_value: float | None,
-    ) -> None:
-        """Draw an image beside the caller's work.
-
-        Args:
-            name: defect type and file name.
-            picture: (H, W, 3) bytes.
-            anomaly_map: (H, W) raw pixel scores.
-            mask: (H, W) bool ground truth, or ``None`` where there is none.
-            score: raw image score.
-            p_value: the score's, where the model is calibrated.
-        """
+    def add(self, judged: JudgedImage) -> None:
+        """Draw an image beside the caller's work."""
         if self._scale is None:  # of a model without a threshold: that of the first image
-            self._scale = HeatmapScale(float(anomaly_map.min()), float(anomaly_map.max()))
-        target = picture_path(name, self._taken)
-        self._drawings.append(self._pool.submit(self._draw, target, picture, anomaly_map, mask, score, p_value))
+            self._scale = HeatmapScale(float(judged.anomaly_map.min()), float(judged.anomaly_map.max()))
+        target = picture_path(judged.name, self._taken)
+        self._drawings.append(self._pool.submit(self._draw, target, judged))
 
     def finish(self) -> None:
         """Wait for all drawings, and raise what one of them raised."""
@@ -72,24 +56,17 @@ class Pictures:
         """Drop what is not drawn yet."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _draw(
-        self,
-        target: Path,
-        picture: np.ndarray,
-        anomaly_map: np.ndarray,
-        mask: np.ndarray | None,
-        score: float,
-        p_value: float | None,
-    ) -> None:
+    def _draw(self, target: Path, judged: JudgedImage) -> None:
         assert self._scale is not None
-        caption = f"score {score:.2f}"
+        caption = f"score {judged.score:.2f}"
         if self._thresholds.image is not None:
-            verdict = "anomalous" if score >= self._thresholds.image else "good"
+            verdict = "anomalous" if judged.score >= self._thresholds.image else "good"
             caption = f"{verdict}: {caption}, threshold {self._thresholds.image:.2f}"
-        if p_value is not None:
-            caption += f", p = {p_value:.3f}"
+        if judged.p_value is not None:
+            caption += f", p = {judged.p_value:.3f}"
         pixel_threshold = np.inf if self._thresholds.pixel is None else self._thresholds.pixel
-        panels = draw_panels(picture, anomaly_map, mask, anomaly_map >= pixel_threshold, self._scale)
+        called = judged.anomaly_map >= pixel_threshold
+        panels = draw_panels(judged.picture, judged.anomaly_map, judged.mask, called, self._scale)
         write_png(self._folder / target, lay_out(panels, self._scale, caption))
         if self._strips:
             write_strip(self._folder / strip_path(target), panels)

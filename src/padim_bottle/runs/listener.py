@@ -3,6 +3,7 @@
 import logging
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from lightning import LightningModule
@@ -12,6 +13,26 @@ from padim_bottle.evaluation.predictions import Thresholds
 from padim_bottle.runs.run import Run
 
 logger = logging.getLogger(__name__)
+
+
+class JudgedImage(NamedTuple):
+    """An image, and what the model says of it.
+
+    Attributes:
+        name: defect type, or ``train``, and file name.
+        picture: (H, W, 3) bytes.
+        anomaly_map: (H, W) raw pixel scores.
+        mask: (H, W) bool ground truth, or ``None`` where there is none.
+        score: raw image score.
+        p_value: the score's, where the model is calibrated.
+    """
+
+    name: Path
+    picture: np.ndarray
+    anomaly_map: np.ndarray
+    mask: np.ndarray | None
+    score: float
+    p_value: float | None
 
 
 class RunListener(Callback):
@@ -32,25 +53,8 @@ class RunListener(Callback):
             pl_module: the model.
         """
 
-    def on_run_image(
-        self,
-        name: Path,
-        picture: np.ndarray,
-        anomaly_map: np.ndarray,
-        mask: np.ndarray | None,
-        score: float,
-        p_value: float | None,
-    ) -> None:
-        """Take an image that was judged; the loop goes on when this returns.
-
-        Args:
-            name: defect type, or ``train``, and file name.
-            picture: (H, W, 3) bytes.
-            anomaly_map: (H, W) raw pixel scores.
-            mask: (H, W) bool ground truth, or ``None`` where there is none.
-            score: raw image score.
-            p_value: the score's, where the model is calibrated.
-        """
+    def on_run_image(self, judged: JudgedImage) -> None:
+        """Take an image that was judged; the loop goes on when this returns."""
 
     def on_run_images_end(self) -> None:
         """Finish what was begun for the images."""

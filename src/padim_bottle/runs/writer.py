@@ -25,7 +25,7 @@ from padim_bottle.runs import environment
 from padim_bottle.runs.batches import batch_predictions, joined, to_pictures
 from padim_bottle.runs.figure_data import DATA_FILE, save_data
 from padim_bottle.runs.folder import PartialRun
-from padim_bottle.runs.listener import RunListener, default_listeners
+from padim_bottle.runs.listener import JudgedImage, RunListener, default_listeners
 from padim_bottle.runs.loggers import log_results
 from padim_bottle.runs.record import (
     describe_calibration,
@@ -185,8 +185,9 @@ class ResultsWriter(Callback):
             name = Path(predictions.defect_types[i], Path(path).name)
             mask = None if path in self._data.unmasked else masks[i]
             p_value = None if p_values is None else float(p_values[i])
+            judged = JudgedImage(name, picture, maps[i], mask, float(predictions.scores[i]), p_value)
             for listener in watching:
-                listener.on_run_image(name, picture, maps[i], mask, float(predictions.scores[i]), p_value)
+                listener.on_run_image(judged)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate, write everything, and give the folder its name."""
@@ -265,8 +266,9 @@ class ResultsWriter(Callback):
         for photo, anomaly_map in zip(oddest.itertuples(), maps, strict=True):
             picture = (data[row_of[photo.image_path]].image * 255).round().byte().permute(1, 2, 0).numpy()
             name = Path("train", Path(photo.image_path).name)
+            judged = JudgedImage(name, picture, anomaly_map, None, photo.score, photo.p_value)
             for listener in self._watching():
-                listener.on_run_image(name, picture, anomaly_map, None, photo.score, photo.p_value)
+                listener.on_run_image(judged)
 
     def _header(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         return {
