@@ -14,14 +14,13 @@ from recorded_runs import add_training_photos, without_test_images, write_run
 from padim_bottle.commands.command_line import run_verb
 from padim_bottle.compare.seeds_page import write_sweep_report
 from padim_bottle.errors import UserError
-from padim_bottle.experiment.train import train
 from padim_bottle.model.rule import Rule, false_alarm_range
+from padim_bottle.predict.checkpoint import load_padim
 from padim_bottle.report.reference_thresholds import reference_thresholds
 from padim_bottle.report.run_report import write_report
 from padim_bottle.runs.figure_data import DATA_FILE
 from padim_bottle.runs.run import Run
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 NO_FIGURES = ("padim_bottle.report.gallery.FIGURES", {})  # for the sake of time
 HOSTILE = "<img src=x onerror=alert(1)>&\"'</script>".replace("/", "")
 
@@ -279,7 +278,8 @@ def test_a_sweeps_report_compares_and_links(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["metrics.json", "predictions.csv", "data", "columns", "values", "picture", "size"])
-def test_broken_files_are_an_error_for_people(damage, folder, tmp_path, capsys):
+def test_broken_files_are_an_error_for_people(damage, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(*NO_FIGURES)
     run = tmp_path / "seed_0"
     shutil.copytree(folder, run)
     if damage == "data":
@@ -310,44 +310,13 @@ def test_a_folder_without_runs_is_an_error_for_people(exists, tmp_path, capsys):
         write_sweep_report([folder], tmp_path)
 
 
-# The demo, smaller: 64 px pictures, 40 channels.
-SMALL = [
-    "--data.init_args.size", "64", "--data.init_args.train_good", "12", "--data.init_args.test_good", "2",
-    "--data.init_args.test_per_defect", "2", "--model.init_args.image_size", "[64, 64]",
-    "--model.init_args.n_features", "40", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
-]  # fmt: skip
-
-
-def test_a_fault_in_the_report_costs_no_number(tmp_path, monkeypatch, caplog):
-    def fail(folder):
-        raise RuntimeError("a mistake in the report")
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("padim_bottle.report.run_report.write_report", fail)
-    with caplog.at_level(logging.WARNING):
-        experiment = train(CONFIGS / "demo.yaml", SMALL, seed=1)
-    run = experiment.results_writer.folder
-    assert {path.name for path in run.iterdir()} == {
-        "config.yaml", "figures", "images", "metrics.json", "model.ckpt", "predictions.csv", "training_photos.csv",
-    }  # fmt: skip
-    metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["image_AUROC"] is not None and metrics["seconds"]["total"] >= metrics["seconds"]["report"]
-    assert "(RuntimeError: a mistake in the report)" in caplog.text
-    # What the report is made from is there, so it can be made later.
-    monkeypatch.undo()
-    assert '<th scope="row">' in write_report(tmp_path / run).read_text()
-
-
-def test_a_trained_run_has_a_report_of_its_own_thresholds(tmp_path, monkeypatch):
+def test_a_trained_run_has_a_report_of_its_own_thresholds(run_folder, monkeypatch):
     """The model's threshold, to the last bit, is the one that the report computes from the scores in the files."""
-    monkeypatch.chdir(tmp_path)
-    experiment = train(CONFIGS / "demo.yaml", SMALL, seed=1)
-    folder = experiment.results_writer.folder
-    assert (folder / "report.html").is_file()
-    run = Run.read(folder)
-    own = next(reference for reference in reference_thresholds(run)[0] if reference.name == "alpha = 10 %")
-    assert own.value == experiment.model.post_processor.image_threshold.item()
-    scores = experiment.model.post_processor.calibration_scores.cpu().numpy()
-    np.testing.assert_array_equal(run.calibration_scores, scores)
-    np.testing.assert_array_equal(run.arrays["map_std"], experiment.model.model.map_std.cpu().numpy())
+    assert (run_folder / "report.html").is_file()
+    run, model = Run.read(run_folder), load_padim(run_folder / "model.ckpt")
+    monkeypatch.setattr("padim_bottle.report.reference_thresholds.ALPHAS", (0.1, 0.2))
+    own = next(reference for reference in reference_thresholds(run)[0] if "this run's own" in reference.note)
+    assert own.value == model.post_processor.image_threshold.item()
+    np.testing.assert_array_equal(run.calibration_scores, model.post_processor.calibration_scores.numpy())
+    np.testing.assert_array_equal(run.arrays["map_std"], model.model.map_std.numpy())
     assert run.counts(own.value) == run.metrics["confusion_matrix"]

@@ -220,30 +220,33 @@ def test_without_test_images_everything_is_written_after_the_training(tmp_path, 
     assert names(run.folder.parent) == {"seed_3"}
 
 
-def test_types_without_masks_are_judged_and_left_out_of_pixel_metrics(tmp_path, monkeypatch):
+@pytest.mark.parametrize("unmasked", [["stain"], ["crack", "stain"]])
+def test_types_without_masks_are_judged_and_left_out_of_pixel_metrics(tmp_path, monkeypatch, unmasked):
     """What remains is what a test set without them gives."""
     whole = Rehearsal(tmp_path / "a", monkeypatch).test().metrics
-    rehearsal = Rehearsal(tmp_path / "b", monkeypatch, unmasked=["stain"])
+    rehearsal = Rehearsal(tmp_path / "b", monkeypatch, unmasked=unmasked)
     metrics = rehearsal.test().metrics
-    assert metrics["data"]["left_out"] == ["There are no masks of stain: pixel metrics leave their images out."]
+    said = f"There are no masks of {', '.join(unmasked)}: pixel metrics leave their images out."
+    assert metrics["data"]["left_out"] == [said]
     image_metrics = [name for name in whole if name.startswith("image_")]
     assert [metrics[name] for name in image_metrics] == [whole[name] for name in image_metrics]
-    assert metrics["per_defect"]["stain"]["pixel_AUROC"] is None
-    assert metrics["per_defect"]["crack"] == whole["per_defect"]["crack"]
     masks = {args[0].name.parts[0]: args[0].mask for name, args in rehearsal.listener.told if name == "on_run_image"}
-    assert masks["stain"] is None and masks["crack"].any()
-    fewer = Rehearsal(tmp_path / "c", monkeypatch, {"good": 4, "crack": 3}).test().metrics
+    for kind in ("crack", "stain"):
+        if kind in unmasked:
+            assert metrics["per_defect"][kind]["pixel_AUROC"] is masks[kind] is None
+        else:
+            assert metrics["per_defect"][kind] == whole["per_defect"][kind] and masks[kind].any()
+    masked = {kind: count for kind, count in TYPES.items() if kind not in unmasked}
+    fewer = Rehearsal(tmp_path / "c", monkeypatch, masked).test().metrics
     pixel_metrics = [name for name in whole if name.startswith("pixel_")]
     assert [metrics[name] for name in pixel_metrics] == [fewer[name] for name in pixel_metrics]
 
 
 def test_the_writer_writes_what_evaluate_says(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        "padim_bottle.runs.writer.evaluate", lambda *given: seen.append(given) or evaluate(*given)
-    )  # fmt: skip
+    monkeypatch.setattr("padim_bottle.runs.writer.evaluate", lambda *given: seen.append(given) or evaluate(*given))
     run = Rehearsal(tmp_path, monkeypatch).test()
-    (predictions, thresholds), = seen  # fmt: skip
+    ((predictions, thresholds),) = seen
     assert (thresholds.image, thresholds.pixel) == (8.5, 7.0)
     expected = json.loads(json.dumps(evaluate(predictions, thresholds)))
     assert {name: run.metrics[name] for name in expected} == expected
