@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -71,16 +72,35 @@ def random_weights(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_folder(tmp_path_factory, worker_id) -> Path:
-    """The folder of a finished run: the small experiment, trained once a test run. It is only read."""
+def shared(tmp_path_factory, worker_id) -> Path:
+    """A folder of all processes of a test run."""
     base = tmp_path_factory.getbasetemp()
-    shared = base if worker_id == "master" else base.parent
+    return base if worker_id == "master" else base.parent
+
+
+@pytest.fixture(scope="session")
+def run_folder(shared) -> Path:
+    """The folder of a finished run: the small experiment, trained once a test run. It is only read."""
     with FileLock(shared / "run.lock"):
         runs = list(shared.glob("run/results/*/seed_*"))
         if runs:
             return runs[0]
         (shared / "run").mkdir()
         return train_small(shared / "run")
+
+
+@pytest.fixture(scope="session")
+def exports(run_folder, shared) -> Path:
+    """The run's exports in single precision, made and proven once a test run, by the command. They are only read."""
+    from padim_bottle.commands.command_line import run_verb  # not above: tests/core_alone.py has no doors
+    from padim_bottle.export.formats import PACKAGES
+
+    with FileLock(shared / "exports.lock"):
+        folder = shared / "exports"
+        if not folder.is_dir():
+            formats = [name for name, packages in PACKAGES.items() if all(map(find_spec, packages))]
+            assert run_verb("export", ["--model", str(run_folder), "--output", str(folder), "--format", *formats]) == 0
+        return folder
 
 
 @pytest.fixture(scope="module")

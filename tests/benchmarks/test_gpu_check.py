@@ -12,7 +12,8 @@ from gpu_check import TOLERANCE, compare
 ROOT = Path(__file__).parents[2]
 SMALL = ["--model.init_args.image_size", "[64, 64]", "--model.init_args.n_features", "20",
          "--data.init_args.size", "64", "--data.init_args.train_good", "12", "--data.init_args.test_good", "4",
-         "--data.init_args.test_per_defect", "3", "--trainer.enable_progress_bar", "false"]  # fmt: skip
+         "--data.init_args.test_per_defect", "3", "--trainer.enable_progress_bar", "false",
+         "--trainer.callbacks.report", "false"]  # fmt: skip
 
 
 def test_without_a_gpu_one_line_says_so(monkeypatch, capsys):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from false_alarms import rates, tables
 from record import HEADER, read_record, write_record
+from scipy import stats
 from table import docs_table
 
 from padim_bottle.errors import UserError
@@ -71,9 +72,13 @@ def test_the_docs_show_the_records():
 
 def test_the_docs_show_how_often_new_photos_alarm():
     text = (ROOT / "docs" / "threshold.md").read_text()
-    simulated, bottle = tables(read_record(RECORDS, "false_alarms"))
+    record = read_record(RECORDS, "false_alarms")
+    simulated, bottle = tables(record)
     assert simulated.markdown() in text and bottle.markdown() in text
     assert len(simulated.rows) == 4 and len(bottle.rows) == 2
+    # What is promised of each bottle's photo when it is new.
+    low, high = stats.binom(209, record["alpha"]).interval(0.99)
+    assert all(low <= alarms <= high for deals in record["bottle"].values() for alarms in deals)
 
 
 def test_rates_are_counted_by_the_threshold_of_the_calibration():

@@ -65,29 +65,25 @@ def padim(real_weights, monkeypatch):
 
 
 @pytest.mark.parametrize("grids", [None, [["layer1"], ["layer1", "layer2", "layer3"]]], ids=["paper", "grids"])
-def test_new_bottles_raise_false_alarms_as_often_as_promised(real_bottles, padim, grids, record_property):
-    """Ten folds of the 209 training images: each is new once, to a model of the others."""
-    bottles, alpha, alarms = real_bottles, 0.05, 0
+def test_new_bottles_raise_false_alarms_as_often_as_promised(real_bottles, padim, grids):
+    """59 bottles are new to a model of the 150 others; benchmarks/false_alarms.py makes each of them new once."""
+    bottles, alpha = real_bottles, 0.05
     order = bottles.good[torch.randperm(len(bottles.good), generator=torch.Generator().manual_seed(0))]
-    for fold, new in enumerate(order.tensor_split(10)):
-        model = padim(seed=fold, grids=grids)
-        calibration = bottles.fit(model, order[~torch.isin(order, new)])
-        alarms += int((bottles.scores(model, new) >= Rule.calibrated(calibration.scores, alpha).threshold).sum())
-    record_property("false_alarms", alarms)
-    low, high = stats.binom(len(order), alpha).interval(0.99)
+    model = padim(seed=0, grids=grids)
+    calibration = bottles.fit(model, order[59:])
+    alarms = int((bottles.scores(model, order[:59]) >= Rule.calibrated(calibration.scores, alpha).threshold).sum())
+    low, high = stats.binom(59, alpha).interval(0.99)
     assert low <= alarms <= high
 
 
-def test_defects_among_the_training_photos_are_among_the_oddest(real_bottles, padim, record_property):
+def test_defects_among_the_training_photos_are_among_the_oddest(real_bottles, padim):
     """200 good bottles and 10 defective ones: at least 8 of the 10 are among the 15 with the highest scores."""
     bottles = real_bottles
-    for draw in range(3):
+    for draw in range(2):
         generator = torch.Generator().manual_seed(draw)
         chosen = [
             group[torch.randperm(len(group), generator=generator)[:count]]
             for group, count in ((bottles.good, 200), (bottles.defective, 10))
         ]
         scores = bottles.fit(padim(seed=draw), torch.cat(chosen)).image_scores
-        found = int((scores.topk(15).indices >= 200).sum())
-        record_property(f"found_{draw}", found)
-        assert found >= 8
+        assert (scores.topk(15).indices >= 200).sum() >= 8

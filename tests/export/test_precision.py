@@ -17,7 +17,8 @@ from padim_bottle.predict.checkpoint import load_padim
 from padim_bottle.predict.predictor import load_predictor
 
 ov = pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[export]"')
-from padim_bottle.export.openvino_model import compile_features, read_onnx  # noqa: E402 - these import OpenVINO
+from padim_bottle.export import precision  # noqa: E402 - these import OpenVINO
+from padim_bottle.export.openvino_model import compile_features, read_onnx  # noqa: E402
 from padim_bottle.export.precision import lower, read_pixels, refit, settings_for  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -33,11 +34,16 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["bfloat16", "int8"])
 def lowered(request, run):
-    """The precision, and the exit code and the folder of its export."""
+    """The precision, the exit code and the folder of its export, and what was refitted."""
     if request.param == "int8":
         pytest.importorskip("nncf", reason='needs NNCF: pip install -e ".[int8]"')
-    code = run_verb("export", ["--model", str(run), "--precision", request.param])
-    return request.param, code, run / "export" / f"openvino_{request.param}"
+    # What the export refits, and the lowered model that it refits it to.
+    refitted, original = [], precision.refit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "refit", lambda *given: (original(*given), refitted.append(given)))
+        code = run_verb("export", ["--model", str(run), "--precision", request.param])
+    (given,) = refitted
+    return request.param, code, run / "export" / f"openvino_{request.param}", given
 
 
 def operations(folder, hint):
@@ -48,60 +54,57 @@ def operations(folder, hint):
 
 
 @pytest.mark.skipif(not BFLOAT16, reason="needs a processor with bfloat16")
-@pytest.mark.parametrize("model", ["one grid", "two grids", "guided"])
-def test_an_export_stays_in_single_precision_whatever_it_is_compiled_with(run_folder, run, tmp_path, model):
-    checkpoint = torch.load((run if model == "two grids" else run_folder) / "model.ckpt", weights_only=True)
-    if model == "guided":  # maps are, the fit is the same
+@pytest.mark.parametrize("model", ["one grid", "two grids, guided"])
+def test_an_export_stays_in_single_precision_whatever_it_is_compiled_with(exports, run, tmp_path, model):
+    folder = exports
+    if model != "one grid":  # maps are guided, the fit is the same
+        folder = tmp_path
+        checkpoint = torch.load(run / "model.ckpt", weights_only=True)
         checkpoint["hyper_parameters"]["guided"] = 3
-    torch.save(checkpoint, tmp_path / "model.ckpt")
-    export(tmp_path / "model.ckpt", ["openvino"], tmp_path)
-    assert not [found for found in operations(tmp_path / "openvino", "bf16") if found[1] == "bf16"]
+        torch.save(checkpoint, tmp_path / "model.ckpt")
+        export(tmp_path / "model.ckpt", ["openvino"], tmp_path)
+    assert not [found for found in operations(folder / "openvino", "bf16") if found[1] == "bf16"]
 
 
 def test_only_the_backbone_is_lowered(lowered):
-    precision, _, folder = lowered
-    found = operations(folder, "bf16" if precision == "bfloat16" else "f32")
-    low = {"int8": ("i8", "u8"), "bfloat16": ("bf16",)}[precision]
-    if precision == "bfloat16" and not BFLOAT16:
+    name, _, folder, _ = lowered
+    found = operations(folder, "bf16" if name == "bfloat16" else "f32")
+    low = {"int8": ("i8", "u8"), "bfloat16": ("bf16",)}[name]
+    if name == "bfloat16" and not BFLOAT16:
         pytest.skip("needs a processor with bfloat16")
     kinds = {kind for kind, type_ in found if type_ in low}
     assert "Convolution" in kinds
     assert not kinds & {"MatMul", "FullyConnected", "Interpolate", "Softmax", "Eltwise", "Subgraph", "Reduce"} - (
         # Of the backbone: the sum of a block's two branches.
-        {"Eltwise", "Subgraph"} if precision == "int8" else set()
+        {"Eltwise", "Subgraph"} if name == "int8" else set()
     )
     # Gaussians, maps and thresholds.
     assert any(type_ == "f32" for kind, type_ in found if kind in ("MatMul", "FullyConnected"))
 
 
 def test_it_is_proven_and_loses_next_to_nothing(lowered, run):
-    precision, code, folder = lowered
-    report = json.loads((run / "export" / f"report_{precision}.json").read_text())
+    name, code, folder, _ = lowered
+    report = json.loads((run / "export" / f"report_{name}.json").read_text())
     (found,) = report["differences"].values()
     assert code == (0 if report["passed"] else 1)
-    assert report["precision"] == precision
+    assert report["precision"] == name
     # It is another model, and nearly the same.
     assert 1e-6 < found["normalised_score"] < 0.2
     own, other = report["metrics"]["checkpoint"], report["metrics"][folder.name]
     assert abs(own["pixel_AUROC"] - other["pixel_AUROC"]) < 0.01
     card = json.loads((folder / "model.json").read_text())
-    assert card["precision"] == precision
+    assert card["precision"] == name
     before = json.loads((run / "metrics.json").read_text())["calibration"]["scores"]
     assert card["calibration"]["scores"] != before
     assert np.corrcoef(card["calibration"]["scores"], before)[0, 1] > 0.99
 
 
-def test_gaussians_and_thresholds_are_those_of_the_lowered_features(lowered, run, tmp_path):
+def test_gaussians_and_thresholds_are_those_of_the_lowered_features(lowered, run):
     """The exported model against torch's, which is given the features that the exported backbone computes."""
-    precision, _, folder = lowered
-    photos = find_training_photos(run)
-    model, backbone = read_onnx(trace(load_padim(run / "model.ckpt"), tmp_path))
-    model = lower(model, backbone, precision, photos)
-    padim = load_padim(run / "model.ckpt")
-    refit(padim, model, backbone, precision, photos)
+    name, _, folder, (padim, model, backbone, *_) = lowered
     predictor = load_predictor(folder, device="cpu")
     predictor.size = None
-    features_of = compile_features(model, backbone, settings_for(precision))
+    features_of = compile_features(model, backbone, settings_for(name))
     for path in pd.read_csv(run / "predictions.csv")["image_path"]:
         features = dict(zip(padim.model.layers, map(torch.from_numpy, features_of(read_pixels(path, 16))), strict=True))
         image = padim.pre_processor.transform(torch.from_numpy(read_pixels(path, 16)))

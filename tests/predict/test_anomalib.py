@@ -1,12 +1,12 @@
 """Anomalib's own ways to use a checkpoint: its engine and its command line, to predict and to export."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import cv2
 import pandas as pd
 import pytest
+from anomalib.cli.cli import main
 from anomalib.data import PredictDataset
 from anomalib.deploy import ExportType, OpenVINOInferencer
 from anomalib.engine import Engine
@@ -63,30 +63,29 @@ def test_what_the_engine_exports_predicts(engine, model, run_folder, table, tmp_
         assert bool(actual.pred_label) == expected.anomalous
 
 
-def anomalib(*arguments, folder):
+@pytest.fixture
+def anomalib(tmp_path, monkeypatch):
     """Run anomalib's command line with the settings of the model; what a checkpoint does not tell it has to be said."""
-    model = ["--model", "padim_bottle.Padim", "--model.pre_trained", "false", "--model.n_features", "30"]
-    model += ["--model.image_size", "[64,64]", "--default_root_dir", str(folder)]
-    code = "import sys; from anomalib.cli.cli import main; sys.argv[0] = 'anomalib'; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, arguments[0], *model, *map(str, arguments[1:])],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    monkeypatch.chdir(tmp_path)
+
+    def run(verb, *arguments):
+        model = ["--model", "padim_bottle.Padim", "--model.pre_trained", "false", "--model.n_features", "30"]
+        model += ["--model.image_size", "[64,64]", "--default_root_dir", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", ["anomalib", verb, *model, *map(str, arguments)])
+        main()
+
+    return run
 
 
-def test_anomalibs_command_predicts_with_a_checkpoint(run_folder, good, tmp_path):
+def test_anomalibs_command_predicts_with_a_checkpoint(anomalib, run_folder, good, tmp_path):
     # Pictures are off unless they are asked for: ResultsWriter draws them.
-    checkpoint = run_folder / "model.ckpt"
-    anomalib("predict", "--data", good, "--ckpt_path", checkpoint, "--model.visualizer", "true", folder=tmp_path)
+    anomalib("predict", "--data", good, "--ckpt_path", run_folder / "model.ckpt", "--model.visualizer", "true")
     assert len(list(tmp_path.rglob("*.png"))) == 4
 
 
-def test_anomalibs_command_exports_a_checkpoint(run_folder, tmp_path):
+def test_anomalibs_command_exports_a_checkpoint(anomalib, run_folder, tmp_path):
     ort = pytest.importorskip("onnxruntime")
-    anomalib("export", "--export_type", "onnx", "--ckpt_path", run_folder / "model.ckpt", folder=tmp_path)
+    anomalib("export", "--export_type", "onnx", "--ckpt_path", run_folder / "model.ckpt")
     (written,) = tmp_path.rglob("*.onnx")
     outputs = {output.name for output in ort.InferenceSession(written).get_outputs()}
     assert outputs == {"pred_score", "pred_label", "anomaly_map", "pred_mask"}

@@ -122,10 +122,10 @@ def test_real_bottles_in_other_light_or_out_of_focus(mvtec_root, real_weights, m
         padim.eval()
 
         def means(disturb=lambda photo: photo):
-            return np.array([maps(files[i], disturb).anomaly_map.mean().item() for i in order[150:]])
+            return (maps(files[i], disturb).anomaly_map.mean().item() for i in order[150:])
 
         calibration = padim.post_processor.calibration_map_means.tolist()
-        undisturbed = means()
+        undisturbed = list(means())
         for disturb in (
             lambda photo: photo * 1.1,
             lambda photo: photo * 0.9,

@@ -31,7 +31,7 @@ def without_clocks(metrics):
 
 
 def test_a_run_leaves_every_file_and_nothing_else(run_folder):
-    assert {path.name for path in run_folder.iterdir()} - {"export"} == {
+    assert {path.name for path in run_folder.iterdir()} == {
         "config.yaml", "figures", "images", "metrics.json", "model.ckpt", "predictions.csv", "report.html",
         "training_photos.csv",
     }  # fmt: skip
@@ -90,7 +90,7 @@ def test_the_stock_cli_gives_the_same_numbers_and_files(run_folder, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     (stock,) = tmp_path.glob("results/*/seed_*")
-    assert {path.name for path in stock.iterdir()} == {path.name for path in run_folder.iterdir()} - {"export"}
+    assert {path.name for path in stock.iterdir()} == {path.name for path in run_folder.iterdir()}
     assert without_clocks(read(stock)) == without_clocks(read(run_folder))
     assert (stock / "predictions.csv").read_text() == (run_folder / "predictions.csv").read_text()
 

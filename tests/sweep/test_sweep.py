@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ import other_data
 import pandas as pd
 import pytest
 import yaml
-from small import NAME, ROOT, write_config
+from small import NAME, ROOT, small_config, write_config
 
 from padim_bottle.commands.command_line import run_verb
 from padim_bottle.errors import UserError
@@ -24,15 +22,12 @@ from padim_bottle.sweep.plan import name_suffix, parse_seeds
 
 pytestmark = pytest.mark.slow
 
-# For the sake of time.
-NO_REPORT = {"trainer.callbacks.report": False}
-
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
     """A current folder that holds nothing but the small demo, as small.yaml."""
     folder = tmp_path_factory.mktemp("workplace")
-    write_config(folder / "small.yaml")
+    write_config(folder / "small.yaml", small_config(report=False))
     before = Path.cwd()
     os.chdir(folder)
     yield folder
@@ -268,7 +263,7 @@ def test_two_sweeps_in_one_results_folder_are_refused(swept, capsys):
 def test_a_run_that_fails_is_recorded_and_stops_no_other(workplace, monkeypatch, capsys):
     from padim_bottle.runs.writer import ResultsWriter
 
-    arguments = [*write_sweep("failing.yaml", overrides=NO_REPORT), "--seeds", "0-2", "--results", "failing"]
+    arguments = [*write_sweep("failing.yaml"), "--seeds", "0-2", "--results", "failing"]
     on_test_end = ResultsWriter.on_test_end
 
     def fail_once(self, trainer, model):
@@ -293,33 +288,9 @@ def test_a_run_that_fails_is_recorded_and_stops_no_other(workplace, monkeypatch,
     assert not (folder / "seed_0.failed.json").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-def test_a_killed_sweep_goes_on_where_it_was(workplace):
-    settings = write_sweep("killed.yaml", overrides=NO_REPORT)
-    arguments = [*settings, "--seeds", "0-3", "--results", "killed"]
-    script = [sys.executable, str(ROOT / "scripts" / "sweep.py"), *arguments]
-    process = subprocess.Popen(script, stderr=subprocess.DEVNULL, start_new_session=True)
-    folder = Path("killed", NAME)
-    deadline = time.monotonic() + 60
-    while not (folder / "seed_0").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    finished = {path.name: path.stat().st_ino for path in folder.glob("seed_*")}
-    assert 1 <= len(finished) < 4
-    assert not list(Path("killed", ".sweep").rglob("*.pt")), "features vanish with the process"
-
-    assert run_verb("sweep", arguments) == 0
-    assert {path.name for path in folder.glob("*seed_*")} == {f"seed_{seed}" for seed in range(4)}
-    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
-    assert not Path("killed", ".sweep").exists()
-    assert all((folder / name).stat().st_ino == inode for name, inode in finished.items())
-
-
 def test_a_sweep_over_photos_without_test_photos_knows_its_runs_and_compares_them(workplace, bottles, capsys):
     photos = {"class_path": "padim_bottle.Photos", "init_args": {"folder": str(bottles / "bottle" / "train" / "good")}}
-    arguments = [*write_sweep("own.yaml", seeds=[0, 1], overrides={**NO_REPORT, "data": photos}), "--results", "own"]
+    arguments = [*write_sweep("own.yaml", seeds=[0, 1], overrides={"data": photos}), "--results", "own"]
     assert run_verb("sweep", arguments) == 0
     runs = pd.read_csv(Path("own", NAME, "summary.csv")).query("row == 'run'")
     assert list(runs["seed"]) == [0, 1]
@@ -336,7 +307,7 @@ def test_shards_divide_a_sweep_and_a_comparison_joins_them(workplace, capsys):
     arguments = write_sweep(
         "plain.yaml",
         seeds=[0, 1],
-        overrides={**NO_REPORT, "model.init_args.calibration": False, "model.init_args.position_calibration": False},
+        overrides={"model.init_args.calibration": False, "model.init_args.position_calibration": False},
     )
     arguments += ["--results", "plain"]
     for shard, seeds in (("2/2", [1]), ("1/2", [0, 1])):
