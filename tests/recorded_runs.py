@@ -29,8 +29,10 @@ def write_run(
     data: bool = True,
     seed: int = 0,
     experiment: str = "an_experiment",
+    pixels: bool = True,
+    threshold: float | None = None,
 ) -> Path:
-    """Write a run of made-up scores; without training images it has no calibration and no threshold."""
+    """Write a run of made-up scores; without training images it has no calibration, and the threshold that is given."""
     rng = np.random.default_rng(seed)
     names = [name for name, count in types.items() for _ in range(count)]
     labels = np.array(names) != "good"
@@ -39,12 +41,11 @@ def write_run(
     masks = np.zeros((len(names), SIDE, SIDE), dtype=bool)
     masks[labels, 4:14, 6:12] = True
     maps = rng.gamma(3, 1, masks.shape).astype(np.float32) + 3 * masks.astype(np.float32)
-    predictions = Predictions(
-        [f"/data/test/{name}/{i:03}.png" for i, name in enumerate(names)], names, labels, scores, maps, masks
-    )
+    paths = [f"/data/test/{name}/{i:03}.png" for i, name in enumerate(names)]
+    predictions = Predictions(paths, names, labels, scores, *([maps, masks] if pixels else []))
     calibration = np.sort(rng.gamma(4, 1.2, training).astype(np.float32) + 1)
     rule = Rule.calibrated(calibration, alpha) if training else None
-    image = rule.threshold if training else None
+    image = rule.threshold if training else threshold
     pixel = 6.0 if training else None
     source = f"leave-one-out scores of the training images, alpha = {alpha:g}" if training else "none"
     thresholds = Thresholds(image, pixel, source)

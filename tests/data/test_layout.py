@@ -19,11 +19,7 @@ def test_own_category_is_accepted_and_paired_by_name(tmp_path, write_category):
     masks = [image.mask.relative_to(folder).as_posix() for image in defective]
     assert [image.defect for image in found.test] == TYPES
     assert names == ["test/crack/000.png", "test/crack/001.png", "test/stain/000.png"]
-    assert masks == [
-        "ground_truth/crack/000_mask.png",
-        "ground_truth/crack/001_mask.png",
-        "ground_truth/stain/000_mask.png",
-    ]
+    assert masks == [f"ground_truth/{name}_mask.png" for name in ("crack/000", "crack/001", "stain/000")]
     assert len(found.train) == 3
     assert not any(image.mask for image in [*found.train, *found.test[:2]])
     assert verify_category(tmp_path, "widget") == fingerprint(tmp_path, "widget")
@@ -138,13 +134,7 @@ def test_good_test_folders_have_many_names(tmp_path, write_category, name):
     folder = write_category(tmp_path)
     (folder / "test/good").rename(folder / "test/other")
     (folder / "test/other").rename(folder / "test" / name)
-    assert [image.defect for image in find_files(tmp_path, "widget").test] == [
-        "good",
-        "good",
-        "crack",
-        "crack",
-        "stain",
-    ]
+    assert [image.defect for image in find_files(tmp_path, "widget").test] == TYPES
 
 
 def test_folders_below_a_defect_type_belong_to_it_and_leftovers_are_named(tmp_path, write_category, caplog):
@@ -169,13 +159,7 @@ def test_test_folders_reached_twice_count_once(tmp_path, write_category):
     folder = write_category(tmp_path)
     (folder / "test/also").symlink_to(folder / "test/crack")
     (folder / "test/crack/up").symlink_to(folder / "test")
-    assert [image.defect for image in find_files(tmp_path, "widget").test] == [
-        "good",
-        "good",
-        "crack",
-        "crack",
-        "stain",
-    ]
+    assert [image.defect for image in find_files(tmp_path, "widget").test] == TYPES
 
 
 def test_many_missing_masks_are_counted_and_a_few_are_named(tmp_path, write_category):

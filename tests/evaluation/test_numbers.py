@@ -1,23 +1,17 @@
 """The figures against independent, slow and literal readings of their definitions, at the edges above all."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from scipy import ndimage
 from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, precision_recall_curve, roc_auc_score
 
-from padim_bottle.evaluation.curves import region_weights, trace_curve
 from padim_bottle.evaluation.metrics import evaluate
 from padim_bottle.evaluation.predictions import Predictions, Thresholds
 from padim_bottle.model.gaussian import COVARIANCE_EPSILON, PatchGaussians
 from padim_bottle.model.network import PadimModel
-
-FPR_LIMIT = 0.3
 
 
 @st.composite
@@ -42,25 +36,6 @@ def areas(labels, scores):
     precision, recall, _ = precision_recall_curve(labels, scores)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-300)
     return roc_auc_score(labels, scores), average_precision_score(labels, scores), f1.max()
-
-
-def aupro_by_definition(maps, masks):
-    """Bergmann et al. 2021: mean overlap of the regions over the false positive rate, threshold by threshold."""
-    regions = []
-    for number, mask in enumerate(masks):
-        labelled, count = ndimage.label(mask, structure=np.ones((3, 3)))
-        regions += [(number, labelled == region) for region in range(1, count + 1)]
-    curve = [(0.0, 0.0)]
-    for threshold in np.unique(maps)[::-1]:
-        shares = [(maps[number][region] >= threshold).mean() for number, region in regions]
-        curve.append(((maps[~masks] >= threshold).mean(), sum(shares) / len(shares)))
-    area = 0.0
-    for (x0, y0), (x1, y1) in pairwise(curve):
-        if x0 < FPR_LIMIT:
-            end = min(x1, FPR_LIMIT)
-            y_end = y1 if end == x1 else y0 + (y1 - y0) * (end - x0) / (x1 - x0)
-            area += (end - x0) * (y0 + y_end) / 2
-    return area / FPR_LIMIT
 
 
 def assert_equal(ours, theirs):
@@ -103,26 +78,6 @@ def test_every_metric_of_every_test_set_equals_scikit_learns(predictions, which,
         assert_equal(part["image_AUROC"], areas(labels[chosen], predictions.scores[chosen])[0])
         assert_equal(part["pixel_AUROC"], areas(masks.ravel(), maps.ravel())[0])
         assert_equal(part["recall"], called[types == defect].mean())
-
-
-@given(some_test_sets())
-@settings(max_examples=150, deadline=None)
-def test_aupro_of_every_test_set_equals_its_definition(predictions):
-    maps, masks = predictions.anomaly_maps, predictions.masks
-    metrics = evaluate(predictions, Thresholds(None, None, "none"))
-    both = masks.any() and not masks.all()
-    assert_equal(metrics["pixel_AUPRO"], aupro_by_definition(maps, masks) if both else None)
-
-
-def test_aupro_of_large_regions_equals_its_definition():
-    """Many thresholds, regions of every size that touch each other at corners and the border."""
-    rng = np.random.default_rng(0)
-    masks = ndimage.uniform_filter(rng.random((5, 40, 30)), (0, 5, 5)) > 0.53
-    masks[0] = False
-    maps = (rng.standard_normal(masks.shape) + masks).round(1).astype(np.float32)
-    ours = trace_curve([np.sort(maps[~masks])], maps[masks], region_weights(masks)).aupro(FPR_LIMIT)
-    assert 0.2 < ours < 0.8
-    assert ours == pytest.approx(aupro_by_definition(maps, masks), abs=1e-12)
 
 
 # --- The streaming statistics and the fit ---
