@@ -70,13 +70,6 @@ def test_links_are_followed(tmp_path, write_category):
     assert verify_category(tmp_path / "linked", "widget") == original
 
 
-def test_dangling_link_is_named(tmp_path, write_category):
-    folder = write_category(tmp_path)
-    (folder / "train/good/009.png").symlink_to(tmp_path / "nowhere.png")
-    with pytest.raises(UserError, match=r"009\.png"):
-        verify_category(tmp_path, "widget")
-
-
 def test_missing_category_lists_what_there_is(tmp_path, write_category):
     write_category(tmp_path, "bootle")
     with pytest.raises(UserError) as caught:
@@ -87,23 +80,23 @@ def test_missing_category_lists_what_there_is(tmp_path, write_category):
     assert all(category in message for category in CATEGORIES)
 
 
-def test_root_that_is_missing_or_is_the_category_itself(tmp_path, write_category):
-    with pytest.raises(UserError, match="does not exist"):
-        verify_category(tmp_path / "nowhere", "bottle")
-    folder = write_category(tmp_path)
-    with pytest.raises(UserError, match="give the folder above it"):
-        verify_category(folder, "widget")
-    with pytest.raises(UserError, match="There is no folder ''"):
-        verify_category(tmp_path, "")
-
-
-def test_no_training_images(tmp_path, write_category):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no training images.*empty"):
-        verify_category(tmp_path, "empty")
-    write_category(tmp_path, train=0)
-    with pytest.raises(UserError, match=r"no training images.*widget"):
-        verify_category(tmp_path, "widget")
+@pytest.mark.parametrize(
+    ("root", "category", "change", "words"),
+    [
+        ("nowhere", "bottle", None, "does not exist"),
+        ("widget", "widget", None, "give the folder above it"),
+        (".", "", None, "There is no folder ''"),
+        (".", "empty", lambda root: (root / "empty").mkdir(), r"no training images.*empty"),
+        (".", "widget", lambda root: shutil.rmtree(root / "widget/train/good"), r"no training images.*widget"),
+        (".", "widget", lambda root: (root / "widget/train/good/009.png").symlink_to("nowhere"), r"009\.png"),
+    ],
+)
+def test_what_is_no_category_is_refused_by_name(tmp_path, write_category, root, category, change, words):
+    write_category(tmp_path)
+    if change is not None:
+        change(tmp_path)
+    with pytest.raises(UserError, match=words):
+        verify_category(tmp_path / root, category)
 
 
 def test_image_without_mask_and_mask_without_image_are_named(tmp_path, write_category):
