@@ -15,7 +15,7 @@ from padim_bottle.evaluation.metrics import headings
 from padim_bottle.files import write_whole
 from padim_bottle.report.gallery import render
 from padim_bottle.report.html import METRICS_NOTE, comparison_table, data_source, render_page
-from padim_bottle.runs.table import read_runs
+from padim_bottle.runs.table import FinishedRuns, read_runs
 from padim_bottle.tables import Row, Table, figure
 
 DEMONSTRATION = {
@@ -25,12 +25,13 @@ DEMONSTRATION = {
 }
 
 
-def write_sweep_report(folders: Sequence[Path], output: Path) -> Path:
+def write_sweep_report(folders: Sequence[Path], output: Path, runs: FinishedRuns | None = None) -> Path:
     """Write the ``report.html`` that compares experiments over their seeds and links to the report of each run.
 
     Args:
         folders: experiments' folders, ``<results>/<experiment>``.
         output: folder to write to.
+        runs: what ``read_runs`` read from the folders, where that is known.
 
     Returns:
         The path of the report.
@@ -38,7 +39,7 @@ def write_sweep_report(folders: Sequence[Path], output: Path) -> Path:
     Raises:
         UserError: a folder without a finished run, or nothing can be written.
     """
-    runs = read_runs(folders)
+    runs = runs or read_runs(folders)
     table, names = runs.table, display_names(runs.table)
     warnings = [] if is_real(table).all() else [DEMONSTRATION]
     warnings += [{"title": "Left out.", "text": problem} for problem in runs.problems]
