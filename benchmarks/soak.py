@@ -24,14 +24,13 @@ import cv2
 import numpy as np
 
 from padim_bottle.predict import inbox
-from padim_bottle.predict.drift import DriftMonitor
 from padim_bottle.predict.predictor import Predictor
 from padim_bottle.predict.verdict_table import VerdictLog
-from padim_bottle.predict.watch import watch
+from padim_bottle.predict.watch import CurrentModel, watch
 
 CARD = {
     "input": {"model_size": [8, 8]},
-    "thresholds": {"image": 0.5, "image_scale": 1.0},
+    "thresholds": {"image": 0.5, "image_scale": 1.0, "pixel": 0.5},
     "calibration": {"scores": [0.1, 0.2, 0.3]},
     "drift": {"map_means": [0.0], "pixel_scale": None},
 }
@@ -46,9 +45,15 @@ def brightness_predictor(slow: float = 0.0) -> Predictor:
         time.sleep(slow)
         scores = photos.mean(axis=(1, 2, 3))[:, None]
         maps = np.zeros((len(photos), 1, 8, 8), np.float32)
-        return {"raw_score": scores, "pred_score": scores, "anomaly_map": maps, "pred_mask": maps > 0}
+        return {"raw_score": scores, "pred_score": scores, "anomaly_map": maps}
 
-    return Predictor("stub", CARD, run)
+    return Predictor("stub", CARD, run, digest="soak")
+
+
+def brightness_model(slow: float = 0.0) -> CurrentModel:
+    """Return the same as a model that nobody exchanges."""
+    predictor = brightness_predictor(slow)
+    return CurrentModel(Path("no file"), lambda _: predictor, print)
 
 
 def write_photo(path: Path, brightness: int = 0) -> Path:
@@ -66,9 +71,8 @@ def encoded(brightness: int) -> bytes:
 def watch_for_ever(folder: Path, log_file: Path) -> None:
     """Watch with short times: the writer below is fast."""
     inbox.SETTLE, inbox.PATIENCE, inbox.RESCAN = 0.2, 1.0, 1.0
-    with VerdictLog(log_file, "soak") as log:
-        monitor = DriftMonitor([0.0])
-        for _ in watch(brightness_predictor(), folder, log, threading.Event(), batch_size=32, monitor=monitor):
+    with VerdictLog(log_file) as log:
+        for _ in watch(brightness_model(), folder, log, threading.Event(), batch_size=32):
             pass
 
 

@@ -88,7 +88,7 @@ def write_run(
         save_data(
             folder / DATA_FILE,
             predictions,
-            pixel,
+            thresholds,
             map_mean=np.ones(extent, np.float32),
             map_std=np.full(extent, 0.5, np.float32),
         )
@@ -141,5 +141,7 @@ def without_test_images(folder: Path) -> Path:
     metrics["per_defect"], metrics["data"]["test_images"] = {}, 0
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "predictions.csv").unlink()
-    save_data(folder / DATA_FILE, None, None, np.ones((SIDE, SIDE)), np.full((SIDE, SIDE), 0.5))
+    save_data(
+        folder / DATA_FILE, None, Thresholds(None, None, "none"), np.ones((SIDE, SIDE)), np.full((SIDE, SIDE), 0.5)
+    )
     return folder

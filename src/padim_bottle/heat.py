@@ -1,8 +1,10 @@
-"""Anomaly maps as pictures: one colour scale, one way to lay a map over a photo, one way to write the file."""
+"""Anomaly maps as pictures: one colour scale, one way to lay a map over a photo, to outline, and to write the file."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import matplotlib
@@ -12,6 +14,14 @@ from numpy.typing import NDArray
 from padim_bottle.files import write_whole
 
 Picture = NDArray[np.uint8]
+Colour = tuple[int, int, int]
+
+# Of Okabe and Ito's palette: told apart with any colour vision, and not found on a bottle.
+TRUTH: Colour = (86, 180, 233)
+PREDICTION: Colour = (240, 228, 66)
+DARK: Colour = (27, 27, 31)
+
+_MOST_NUMBERS = 9
 
 COLOURMAP: Picture = matplotlib.colormaps["inferno"](np.arange(256), bytes=True)[:, :3].copy()
 """RGB of 256 scores from low to high; perceptually uniform, and dark where nothing is wrong."""
@@ -65,6 +75,33 @@ def overlay(photo: Picture, heat: Picture) -> Picture:
     """Lay the colours of a map over a photo in grey; both (h, w, 3)."""
     grey = cv2.cvtColor(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     return np.asarray(cv2.addWeighted(grey, 0.35, heat, 0.65, 0), np.uint8)
+
+
+def draw_outline(picture: Picture, mask: NDArray[np.bool_], colour: Colour, *, dashed: bool = False) -> None:
+    """Draw the border of a mask (h, w) into a picture (h, w, 3), with a dark edge that keeps it visible on white."""
+    unit = _unit(picture)
+    contours: Any = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
+    line = max(1, round(2 * unit))
+    if dashed:
+        dash, gap = round(7 * unit), round(6 * unit)
+        contours = [c[i : i + dash] for c in contours for i in range(0, len(c), dash + gap)]
+    for thickness, ink in ((line + 2, DARK), (line, colour)):
+        cv2.polylines(picture, contours, not dashed, ink, thickness, cv2.LINE_AA)
+
+
+def draw_numbers(picture: Picture, boxes: Sequence[tuple[int, int, int, int]], colour: Colour) -> None:
+    """Number boxes (left, top, width, height) in a picture (h, w, 3), the first few; a single one needs no number."""
+    unit = _unit(picture)
+    for number, (left, top, _, _) in enumerate(boxes[:_MOST_NUMBERS] if len(boxes) > 1 else (), 1):
+        at = max(0, left - round(3 * unit)), max(round(12 * unit), top - round(4 * unit))
+        for thickness, ink in ((4, DARK), (1, colour)):
+            width = max(1, round(thickness * unit))
+            cv2.putText(picture, str(number), at, cv2.FONT_HERSHEY_SIMPLEX, 0.45 * unit, ink, width, cv2.LINE_AA)
+
+
+def _unit(picture: Picture) -> float:
+    """Return by what lines and letters grow with a picture."""
+    return min(picture.shape[:2]) / 256
 
 
 def write_png(path: Path, array: Picture) -> None:

@@ -21,7 +21,7 @@ CALIBRATION = np.linspace(1, 2, 19)
 def answer(score, calibration=CALIBRATION):
     rule = Rule(1.9, None, calibration)
     blank = np.zeros((4, 4), dtype=np.float32)
-    prediction = ImagePrediction(score, score, rule.p_value(score), rule.anomalous(score), blank, blank > 0)
+    prediction = ImagePrediction(score, score, rule.p_value(score), rule.anomalous(score), blank)
     return Answer("a model", rule, prediction, np.zeros((4, 4, 3), dtype=np.uint8))
 
 
@@ -59,7 +59,8 @@ def test_the_heatmap_is_predicts_on_a_photo_no_larger_than_is_shown():
     card = {"calibration": None, "input": {"model_size": []}}
     predictor = SimpleNamespace(predict=lambda photos: [prediction], rule=answer(1.5).rule, card=card)
     photo = np.random.default_rng(0).integers(0, 256, (40, 2 * SHOWN_SIDE, 3), dtype=np.uint8)
-    large, small = (Model("a", predictor).judge(p).heatmap for p in (photo, photo[:, :100]))
+    verdict = answer(1.5).at(0.3)
+    large, small = (Model("a", predictor).judge(p).heatmap(verdict) for p in (photo, photo[:, :100]))
     assert large.shape == (20, SHOWN_SIDE, 3)
     assert np.array_equal(small, draw(photo[:, :100], prediction)[0])
 

@@ -35,7 +35,8 @@ class Stub:
         self.asked += 1
         rule = Rule(90.0, None, np.arange(1.0, 100.0))
         score, blank = float(photo.max()), np.zeros((4, 4), dtype=np.float32)
-        prediction = ImagePrediction(score, score, rule.p_value(score), rule.anomalous(score), blank, blank > 0)
+        blank[1, 2] = 0.7
+        prediction = ImagePrediction(score, score, rule.p_value(score), rule.anomalous(score), blank)
         return Answer(self.name, rule, prediction, photo)
 
 
@@ -53,21 +54,26 @@ def upload(path, name="mine.png"):
 def test_a_drawing_is_judged_on_the_photo_and_a_new_rate_asks_no_model(dark):
     stub = Stub()
     desk = Desk([stub], [dark], dark.parent)
-    board, photo, answers, heatmap = desk.take(upload(dark))
+    board, photo, answers = desk.take(upload(dark))
+    verdict, heatmap = desk.decide(answers, 0.1)
     assert board.shape == photo.shape == heatmap.shape == (60, 80, 3)
-    (verdict,) = desk.decide(answers, 0.1)
-    assert "✓ good" in verdict and "score <b>20</b>, threshold <b>90</b> at alpha = 0.1" in verdict
+    assert (
+        "✓ good" in verdict
+        and "region" not in verdict
+        and "score <b>20</b>, threshold <b>90</b> at alpha = 0.1" in verdict
+    )
     layer = np.zeros((60, 80, 4), dtype=np.uint8)
     layer[:5] = 95, 0, 0, 255
     Image.fromarray(layer).save(dark.parent / "layer.png")
-    answers, _ = desk.draw(
-        {"background": None, "layers": [upload(dark.parent / "layer.png")], "composite": None}, photo
-    )
+    answers = desk.draw({"background": None, "layers": [upload(dark.parent / "layer.png")], "composite": None}, photo)
     assert "score <b>95</b>" in desk.decide(answers, 0.1)[0]
     for alpha, word in ((0.02, "✓ good"), (0.1, "✗ anomalous"), (0.3, "✗ anomalous"), (0.001, "? no verdict")):
         assert word in desk.decide(answers, alpha)[0]
+    # An alarm says where, whatever the rate that made it one.
+    (passed, plain), (alarm, outlined) = (desk.decide(answers, alpha) for alpha in (0.02, 0.1))
+    assert "region" not in passed and "1 region, the first at" in alarm and (plain != outlined).any()
     assert stub.asked == 2
-    assert "✓ good" in desk.decide(desk.draw(None, photo)[0], 0.1)[0]
+    assert "✓ good" in desk.decide(desk.draw(None, photo), 0.1)[0]
     assert desk.pick(SimpleNamespace(index=0))[2][0].prediction.score == 20
 
 
@@ -88,7 +94,7 @@ def test_a_strangers_layers_are_not_decoded_before_they_are_counted_and_measured
     with pytest.raises(UserError, match="no uploaded photo"):
         desk.draw({"layers": [upload("/etc/passwd")]}, photo)
     other = upload(dark.parent / "giant.png")
-    answers, _ = desk.draw({"background": other, "layers": [], "composite": other}, photo)
+    answers = desk.draw({"background": other, "layers": [], "composite": other}, photo)
     assert answers[0].prediction.score == 20
 
 
@@ -98,7 +104,7 @@ def test_what_is_not_there_yet_is_no_error(dark):
     with pytest.raises(UserError, match="There is no photo here"):
         desk.draw({"layers": []}, None)
     for alpha in (None, 0, 7):
-        (verdict,) = desk.decide(desk.take(upload(dark))[2], alpha)
+        verdict, _ = desk.decide(desk.take(upload(dark))[2], alpha)
         assert "? no verdict" in verdict and "alpha, the false-alarm rate, is a number between 0 and 1." in verdict
 
 

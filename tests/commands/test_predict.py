@@ -38,6 +38,15 @@ def test_every_line_is_the_runs_own_and_the_exit_code_counts(run_folder, table, 
     np.testing.assert_allclose(rows["p_value"], table["p_value"])
     assert (rows["verdict"] == "anomalous").tolist() == table["predicted_label"].tolist()
     np.testing.assert_allclose(rows["threshold"], table["threshold"])
+    # An alarm says where: in pixels of the photo, by falling largest value.
+    assert [bool(regions) for regions in rows["regions"]] == table["predicted_label"].tolist()
+    for path, regions in zip(rows["path"], rows["regions"], strict=True):
+        height, width = read_image(path).shape[:2]
+        assert regions == sorted(regions, key=lambda region: -region["largest"])
+        for region in regions:
+            left, top, across, down = region["box"]
+            assert left >= 0 <= top and left + across <= width and top + down <= height
+            assert 0 < region["area"] <= across * down and 0 < region["mean"] <= region["largest"] < 1
 
     good = table.loc[~table["predicted_label"], "image_path"].iloc[0]
     assert predict(run_folder, good) == 0
@@ -82,7 +91,7 @@ def test_a_name_that_is_no_utf_8_is_judged_and_printed_everywhere(run_folder, ta
 def test_a_table_goes_to_standard_output(run_folder, table, capsys):
     predict(run_folder, "--csv", "-", table["image_path"][0])
     header, row = capsys.readouterr().out.splitlines()
-    assert header == "path,score,normalised_score,p_value,verdict,threshold,map_mean,drift,error"
+    assert header == "path,score,normalised_score,p_value,verdict,threshold,regions,box,map_mean,drift,error"
     assert row.startswith(f"{table['image_path'][0]},")
 
 
@@ -107,7 +116,7 @@ def test_pictures_have_the_photos_own_size(run_folder, table, tmp_path, capsys):
 def test_the_mask_lies_where_the_map_is_high(size):
     anomaly_map = np.full((64, 64), 0.25, np.float32)
     anomaly_map[16:32, 32:64] = 0.8
-    prediction = ImagePrediction(9.0, 0.8, 0.1, True, anomaly_map, anomaly_map >= 0.5)
+    prediction = ImagePrediction(9.0, 0.8, 0.1, True, anomaly_map)
     photo = np.full((*size, 3), 128, np.uint8)
     heatmap, mask = draw(photo, prediction)
     expected = cv2.resize(prediction.mask.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST)
@@ -115,6 +124,12 @@ def test_the_mask_lies_where_the_map_is_high(size):
     assert ((mask > 0) != (expected > 0)).mean() < 0.02
     # Brighter inside.
     assert heatmap[mask > 0].mean() > heatmap[mask == 0].mean() + 30
+    passed = replace(prediction, anomalous=False)
+    assert not draw(photo, passed)[1].any() and (draw(photo, passed)[0] != heatmap).any()
+    # Not even a single pixel of an alarm is lost by resizing.
+    single = np.full((64, 64), 0.25, np.float32)
+    single[33, 21] = 0.5
+    assert draw(photo, replace(prediction, anomaly_map=single))[1].any()
     # A defect that is hardly above the threshold is one, too.
     slight = replace(prediction, anomaly_map=np.where(anomaly_map > 0.5, 0.51, 0.49).astype(np.float32))
     np.testing.assert_allclose((draw(photo, slight)[1] > 0).mean(), 1 / 8, atol=0.02)
@@ -163,13 +178,18 @@ def test_a_batch_is_judged_by_its_false_discovery_rate(run_folder, table, tmp_pa
     largest = max((i for i in range(1, m + 1) if p[i - 1] <= i / m * 0.3 + 1e-6), default=0)
     assert (rows["verdict"] == "anomalous").sum() == (0 if not largest else (table["p_value"] <= p[largest - 1]).sum())
     fewest = next(k for k in range(1, 1000) if k / m * 0.3 + 1e-6 >= 1 / 13)
+    assert [bool(regions) for regions in rows["regions"]] == (rows["verdict"] == "anomalous").tolist()
     assert f"of the {m} photos that were judged either at least {fewest} are called anomalous or none" in output.err
-    assert predict(run_folder, *arguments, tmp_path / "broken.png") == 2
+    drawn = ["--output", tmp_path / "out", "--csv", tmp_path / "table.csv"]
+    assert predict(run_folder, *arguments, tmp_path / "broken.png", *drawn) == 2
+    for row in pd.read_csv(tmp_path / "table.csv").dropna(subset="verdict").itertuples():
+        (mask,) = (tmp_path / "out").rglob("/".join(row.path.split("/")[-2:]).replace(".png", "_mask.png"))
+        assert read_image(mask).any() == (row.verdict == "anomalous") == (row.regions > 0)
 
 
 def test_memory_does_not_hold_photos_at_their_own_size(run_folder):
     prepared = load_predictor(run_folder, device="cpu").prepare(np.zeros((3000, 4000, 3), np.uint8))
-    assert prepared.shape == (3, 64, 64)
+    assert prepared.pixels.shape == (3, 64, 64)
 
 
 @pytest.mark.parametrize(

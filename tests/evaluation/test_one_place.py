@@ -76,7 +76,7 @@ def test_curves_are_traced_once_for_metrics_and_figures(tmp_path, monkeypatch):
     labels = np.array(types) != "good"
     predictions = Predictions([f"{i}.png" for i in range(5)], types, labels, maps.max(axis=(1, 2)), maps, masks)
     metrics = evaluate(predictions, Thresholds(1.2, 1.2, "a test"))
-    save_data(tmp_path / "data.npz", predictions, 1.2, np.empty(0), np.empty(0))
+    save_data(tmp_path / "data.npz", predictions, Thresholds(1.2, 1.2, "a test"), np.empty(0), np.empty(0))
     # Images and pixels: all defects, and each of two types. Regions of good images and of each type.
     assert (len(traced), len(weighed)) == (6, 3)
     with np.load(tmp_path / "data.npz", allow_pickle=False) as data:

@@ -3,9 +3,15 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from padim_bottle.data.images import read_image
 from padim_bottle.experiment.train import train
+from padim_bottle.predict.predictor import load_predictor
+from padim_bottle.report.panels import read_strip
+from padim_bottle.runs.run import Run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -40,6 +46,21 @@ def test_the_calibrated_threshold_beats_the_one_tuned_on_the_test_set(experiment
 def test_leave_one_out_scores_keep_their_promise_on_unseen_good_images(experiment):
     # 20 good images at alpha = 5 %: more than 4 false alarms have a probability below 1 %.
     assert experiment["confusion_matrix"]["false_positive"] <= 4
+
+
+def test_no_photo_that_passes_is_outlined_and_every_alarm_is(folder):
+    images = Run.read(folder).predictions
+    # A pixel of good/006 is above the pixel threshold, and the photo passes.
+    assert not images.set_index(["defect_type", "image"]).loc[("good", "006.png"), "predicted_label"]
+    table = pd.read_csv(folder / "predictions.csv").set_index("image_path")
+    assert (table["predicted_area"] > 0).tolist() == table["predicted_label"].tolist()
+    assert set(table["predicted_label"]) == {True, False}
+    for image in images[~images["label"]].itertuples():
+        photograph, _, decision = np.hsplit(np.asarray(read_strip(folder / image.strip)).astype(int), 3)
+        outlined = np.abs(photograph - decision).max() > 100
+        assert outlined == image.predicted_label, image.image
+    alarm = load_predictor(folder).predict([read_image(table[table["label"]].index[0])])[0]
+    assert alarm.regions and all(0 <= side <= 900 for region in alarm.regions for side in region.box)
 
 
 def test_the_data_and_weights_are_the_published_ones(experiment):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from soak import brightness_predictor, soak, write_photo
+from soak import CARD, brightness_model, brightness_predictor, soak, write_photo
 
 from padim_bottle.commands.command_line import run_verb
 from padim_bottle.data.images import read_image
@@ -22,8 +22,9 @@ from padim_bottle.errors import SystemTroubleError, UserError
 from padim_bottle.predict import inbox
 from padim_bottle.predict.drift import DriftMonitor
 from padim_bottle.predict.heatmaps import Pictures
-from padim_bottle.predict.verdict_table import LOG_FIELDS, VerdictLog
-from padim_bottle.predict.watch import watch
+from padim_bottle.predict.predictor import Predictor
+from padim_bottle.predict.verdict_table import LOG_FIELDS, VerdictLog, VerdictTable
+from padim_bottle.predict.watch import CurrentModel, watch
 
 
 def rows(file: Path) -> list[dict]:
@@ -37,7 +38,9 @@ def wait_for(file: Path, count: int, seconds: float = 20.0) -> None:
         time.sleep(0.05)
 
 
-def watch_until(folder: Path, file: Path, count: int, act=lambda: None, seconds: float = 20.0, **options) -> list[dict]:
+def watch_until(
+    folder: Path, file: Path, count: int, act=lambda: None, seconds: float = 20.0, model=None, **options
+) -> list[dict]:
     """Watch until there are so many lines, or time is up; ``act`` runs meanwhile."""
     stop = threading.Event()
 
@@ -51,7 +54,7 @@ def watch_until(folder: Path, file: Path, count: int, act=lambda: None, seconds:
     with VerdictLog(file) as log:
         thread = threading.Thread(target=end)
         thread.start()
-        yielded = list(watch(brightness_predictor(), folder, log, stop, monitor=DriftMonitor([0.0]), **options))
+        yielded = list(watch(model or brightness_model(), folder, log, stop, **options))
         thread.join()
     assert len([row for row in yielded if not row.get("error")]) <= count
     return rows(file)
@@ -182,7 +185,7 @@ def test_what_the_system_fails_to_read_is_tried_again_and_leaves_no_line_before(
     monkeypatch.setattr(predictor, "read", read)
     stop = threading.Event()
     with VerdictLog(tmp_path / "v.csv") as log:
-        for row in watch(predictor, path.parent, log, stop):
+        for row in watch(CurrentModel(path, lambda _: predictor, print), path.parent, log, stop):
             said.append(row)
             if "error" not in row:
                 stop.set()
@@ -254,7 +257,7 @@ def test_a_soak_judges_every_content_once(tmp_path, capfd):
 
 def _watch_for_ever(folder: Path, file: Path) -> None:
     with VerdictLog(file) as log:
-        for _ in watch(brightness_predictor(slow=0.002), folder, log, threading.Event(), batch_size=2):
+        for _ in watch(brightness_model(slow=0.002), folder, log, threading.Event(), batch_size=2):
             pass
 
 
@@ -293,11 +296,63 @@ def test_the_evidence_of_drift_goes_on_where_it_stopped(tmp_path):
 
 def test_drift_goes_on_from_the_lines_of_the_same_model_alone(tmp_path):
     for model in ("old", "new", "new"):
-        with VerdictLog(tmp_path / "v.csv", model) as log:
+        with VerdictLog(tmp_path / "v.csv") as log:
+            log.model = model
             log.add({"path": "a.png", "map_mean": 0.5 if model == "old" else 0.25}, (1, 2))
-    for model, means in (("old", [0.5]), ("new", [0.25, 0.25]), ("newest", [])):
-        with VerdictLog(tmp_path / "v.csv", model) as log:
-            assert log.map_means == means and len(log) == 1
+    with VerdictLog(tmp_path / "v.csv") as resumed:
+        # What earlier processes wrote, and what one has written itself.
+        assert resumed.map_means == log.map_means == {"old": [0.5], "new": [0.25, 0.25]}
+        assert len(resumed) == 1
+
+
+def test_a_model_that_is_exchanged_judges_from_the_next_photo_on_in_the_same_log(tmp_path, quick):
+    """The file's content is the brightness from which a photo is anomalous."""
+    folder, file, said = tmp_path / "photos", tmp_path / "v.csv", []
+    for path in (folder, tmp_path / "run"):
+        path.mkdir()
+
+    def put(threshold):
+        (tmp_path / "partial").write_text(threshold)
+        (tmp_path / "partial").replace(tmp_path / "run" / "model.ckpt")
+
+    def load(path):
+        threshold = (path / "model.ckpt").read_text()
+        if not threshold.replace(".", "").isdigit():
+            raise UserError("The file is damaged.")
+        card = {**CARD, "thresholds": {**CARD["thresholds"], "image": float(threshold)}, "calibration": None}
+        return Predictor("stub", card, brightness_predictor().run, digest=threshold)
+
+    def act():
+        for done, threshold in enumerate(["0.5", "0.1", "damaged", None], 1):
+            write_photo(folder / f"{done}.png", 60)
+            wait_for(file, done)
+            if threshold is None:
+                (tmp_path / "run").rename(tmp_path / "run.previous_1")  # as long as a run takes the other's place
+            else:
+                put(threshold)
+        write_photo(folder / "5.png", 60)
+
+    put("0.5")
+    model = CurrentModel(tmp_path / "run", load, said.append)
+    found = watch_until(folder, file, 5, act, model=model)
+    assert [row["verdict"] for row in found] == ["good", "good", *["anomalous"] * 3]
+    assert [row["model"] for row in found] == ["0.5", "0.5", "0.1", "0.1", "0.1"]
+    assert [row["drift"] != "" for row in found] == [True] * 5
+    changed, refused = said
+    assert "0.1, threshold 0.1000" in changed and "The file is damaged" in refused and "the one before stays" in refused
+
+
+def test_the_log_of_an_earlier_version_goes_on_with_its_own_columns(tmp_path):
+    header = "path,score,normalised_score,p_value,verdict,threshold,map_mean,drift,error,size,mtime_ns,model,time\n"
+    (tmp_path / "v.csv").write_text(f"{header}a.png,1,0.5,0.2,good,2,0.25,1,,10,20,m,now\n")
+    with VerdictLog(tmp_path / "v.csv") as log:
+        assert log.content("a.png") == (10, 20) and log.map_means == {"m": [0.25]}
+        log.add({"path": "b.png", "regions": [{"box": [1, 2, 3, 4]}]}, (1, 2))
+    assert (tmp_path / "v.csv").read_text().startswith(header)
+    with VerdictLog(tmp_path / "v.csv") as log:
+        assert len(log) == 2
+    with pytest.raises(UserError, match="is the log of"):
+        VerdictTable(str(tmp_path / "v.csv"))
 
 
 def test_a_table_is_used_by_one_and_is_its_own(tmp_path):
@@ -319,7 +374,7 @@ def test_a_table_is_used_by_one_and_is_its_own(tmp_path):
         VerdictLog(tmp_path / "v.csv").__enter__()
     (tmp_path / "v.csv").unlink()
     with pytest.raises(UserError, match="no folder"), VerdictLog(tmp_path / "v.csv") as log:
-        list(watch(brightness_predictor(), tmp_path / "nowhere", log, threading.Event()))
+        list(watch(brightness_model(), tmp_path / "nowhere", log, threading.Event()))
 
 
 @pytest.mark.slow

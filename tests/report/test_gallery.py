@@ -11,7 +11,7 @@ from recorded_runs import TYPES, write_run
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from padim_bottle.evaluation.curves import region_weights, trace_curve
-from padim_bottle.evaluation.predictions import Predictions
+from padim_bottle.evaluation.predictions import Predictions, Thresholds
 from padim_bottle.report import gallery as figures
 from padim_bottle.report.gallery import FIGURES, draw_figures, render, save_figures
 from padim_bottle.report.photo_figures import draw_side_by_side
@@ -118,7 +118,7 @@ def test_a_thinned_pro_curve_keeps_its_area(tmp_path):
     maps = (rng.gamma(3, 1, masks.shape) + 4 * masks).astype(np.float32)
     names = ["good", *["broken"] * 5]
     predictions = Predictions(["x.png"] * 6, names, np.array(names) != "good", np.arange(6.0), maps, masks)
-    save_data(tmp_path / "data.npz", predictions, None, np.empty(0), np.empty(0))
+    save_data(tmp_path / "data.npz", predictions, Thresholds(None, None, "none"), np.empty(0), np.empty(0))
     with np.load(tmp_path / "data.npz", allow_pickle=False) as data:
         fpr, overlap = data["pro_0"]
     assert len(fpr) < 700

@@ -37,8 +37,8 @@ INTRODUCTION = """\
 Drop, paste or take a photo, or pick one, and draw a defect on it: each model answers. Photos go to the machine that
 this page runs on, and are deleted there after minutes.
 """
-ALPHA = "How many good photos may be called anomalous. It moves the verdicts; the heatmaps stay as they are."
-HEATMAP = "Heatmap: dark is usual, bright is odd"
+ALPHA = "How many good photos may be called anomalous. It moves the verdicts and the outlines; the colours stay."
+HEATMAP = "Heatmap: dark is usual, bright is odd, outlined what is called anomalous"
 FAULT = "This is a fault of the program: the terminal that it was started in says more."
 
 
@@ -70,7 +70,7 @@ class Desk:
         """Lay a photo of the gallery on the drawing board and judge it."""
         return self._lay(self.models[0].read(self.gallery[picked.index]))
 
-    def draw(self, board: dict[str, Any] | None, photo: Picture | None) -> list[Any]:
+    def draw(self, board: dict[str, Any] | None, photo: Picture | None) -> list[Answer]:
         """Judge the photo with what was drawn on it."""
         if photo is None:
             raise UserError("There is no photo here: drop, take or pick one first.")
@@ -84,10 +84,12 @@ class Desk:
         return gr.skip() if photo is None else shrink(photo, BOARD_SIDE)
 
     def decide(self, answers: Sequence[Answer], alpha: float | None) -> Any:
-        """Return the verdicts at a false-alarm rate."""
+        """Return the verdicts and the heatmaps at a false-alarm rate."""
         if not answers:
             return gr.skip()
-        return [self._template.render(answer=answer, verdict=answer.at(alpha), alpha=alpha) for answer in answers]
+        judged = [(answer, answer.at(alpha)) for answer in answers]
+        words = [self._template.render(answer=answer, verdict=verdict, alpha=alpha) for answer, verdict in judged]
+        return [*words, *(answer.heatmap(verdict) for answer, verdict in judged)]
 
     def _uploaded(self, upload: dict[str, Any]) -> Path:
         path = Path(upload["path"]).resolve()
@@ -97,11 +99,10 @@ class Desk:
         return path
 
     def _lay(self, photo: Picture) -> list[Any]:
-        return [shrink(photo, BOARD_SIDE), photo, *self._judge(photo)]
+        return [shrink(photo, BOARD_SIDE), photo, self._judge(photo)]
 
-    def _judge(self, photo: Picture) -> list[Any]:
-        answers = [model.judge(photo) for model in self.models]
-        return [answers, *(answer.heatmap for answer in answers)]
+    def _judge(self, photo: Picture) -> list[Answer]:
+        return [model.judge(photo) for model in self.models]
 
 
 def build_page(models: Sequence[Model], gallery: Sequence[Path], no_gallery: str | None = None) -> gr.Blocks:
@@ -146,25 +147,24 @@ def build_page(models: Sequence[Model], gallery: Sequence[Path], no_gallery: str
                     verdicts.append(gr.HTML(f"<p><b>{escape(model.name)}</b></p><p>No photo yet.</p>"))
                     heatmaps.append(gr.Image(label=HEATMAP, interactive=False, buttons=["fullscreen"]))
         photo, answers = gr.State(time_to_live=SESSION_SECONDS), gr.State([], time_to_live=SESSION_SECONDS)
-        judged = [answers, *heatmaps]
         desk = Desk(models, [path for path, _ in thumbnails], Path(page.GRADIO_CACHE))
         # Uploads and drawings as they come: Gradio would open files of any size itself, and answer a damaged one with a
         # traceback.
         raw = {"preprocess": False, "api_visibility": "private"}
         # One photo at a time: an exported model's memory is not for two.
         network = {"concurrency_id": "network", "concurrency_limit": 1}
-        taken = upload.input(_in_words(desk.take), upload, [board, photo, *judged], **raw, **network)
+        taken = upload.input(_in_words(desk.take), upload, [board, photo, answers], **raw, **network)
         # Made ready for the next one, also by a photo that could not be read.
         for done in (taken.success, taken.failure):
             done(lambda: None, None, upload, show_progress="hidden", api_visibility="private")
-        picked = pickable.select(_in_words(desk.pick), None, [board, photo, *judged], **raw, **network)
+        picked = pickable.select(_in_words(desk.pick), None, [board, photo, answers], **raw, **network)
         drawn = board.input(
-            _in_words(desk.draw), [board, photo], judged, trigger_mode="always_last", **raw, **network,
+            _in_words(desk.draw), [board, photo], answers, trigger_mode="always_last", **raw, **network,
         )  # fmt: skip
         board.clear(_in_words(desk.wipe), photo, board, api_visibility="private")
         # By an event of its own, one after the other, at the rate of then: alpha moves while models are asked.
         decide = {
-            "fn": _in_words(desk.decide), "inputs": [answers, alpha], "outputs": verdicts,
+            "fn": _in_words(desk.decide), "inputs": [answers, alpha], "outputs": [*verdicts, *heatmaps],
             "concurrency_id": "verdicts", "concurrency_limit": 1, "show_progress": "hidden", **raw,
         }  # fmt: skip
         for asked in (taken, picked, drawn):

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from padim_bottle.app.uploads import Picture, shrink
 from padim_bottle.errors import UserError
+from padim_bottle.evaluation.regions import Region
 from padim_bottle.model.rule import Rule
 from padim_bottle.predict.heatmaps import draw
 from padim_bottle.predict.predictor import ImagePrediction, Predictor, load_predictor
@@ -39,13 +40,13 @@ class Answer:
         model: name of the model.
         rule: of the model, as trained.
         prediction: of the model, as trained.
-        heatmap: over the photo, RGB, uint8 (h, w, 3), no larger than the page shows.
+        photo: RGB, uint8 (h, w, 3), no larger than the page shows.
     """
 
     model: str
     rule: Rule
     prediction: ImagePrediction
-    heatmap: Picture
+    photo: Picture
 
     def at(self, alpha: float | None) -> Verdict:
         """Return the verdict at a false-alarm rate, None while there is none; the network is not asked again."""
@@ -57,6 +58,17 @@ class Answer:
                 return Verdict(None, None, str(error))
             return Verdict(self.rule.anomalous(score), self.rule.threshold, str(error))
         return Verdict(rule.anomalous(score), rule.threshold)
+
+    def heatmap(self, verdict: Verdict) -> Picture:
+        """Return the heatmap over the photo, (h, w, 3), with the regions of an alarm outlined."""
+        return draw(self.photo, self._judged(verdict))[0]
+
+    def regions(self, verdict: Verdict) -> list[Region]:
+        """Return the regions of an alarm, in pixels of the photo that was judged."""
+        return self._judged(verdict).regions
+
+    def _judged(self, verdict: Verdict) -> ImagePrediction:
+        return replace(self.prediction, anomalous=bool(verdict.anomalous))
 
     def p_value(self) -> str | None:
         """Return the p-value and what it counts; None for a model without calibration."""
@@ -87,8 +99,7 @@ class Model:
     def judge(self, photo: Picture) -> Answer:
         """Judge a photo, RGB, uint8 (h, w, 3)."""
         (prediction,) = self.predictor.predict([photo])
-        heatmap, _ = draw(shrink(photo, SHOWN_SIDE), prediction)
-        return Answer(self.name, self.predictor.rule, prediction, heatmap)
+        return Answer(self.name, self.predictor.rule, prediction, shrink(photo, SHOWN_SIDE))
 
 
 def load_models(paths: Iterable[Path]) -> list[Model]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +15,7 @@ from padim_bottle.console import quiet_imports
 from padim_bottle.errors import UserError
 
 if TYPE_CHECKING:
-    from padim_bottle.predict.predictor import Predictor
+    from padim_bottle.predict.predictor import ImagePrediction, Predictor
     from padim_bottle.predict.verdict_table import Screen, VerdictTable
 
 
@@ -85,10 +87,10 @@ def predict(
     with quiet_imports():
         from padim_bottle.predict.predictor import load_predictor
 
-    predictor = load_predictor(model, device=device, threads=threads, alpha=alpha, confidence=confidence)
+    load = partial(load_predictor, device=device, threads=threads, alpha=alpha, confidence=confidence)
     if watch:
-        return _watch(predictor, watch, Path(str(csv)), output, json, batch_size)
-    code = _judge(predictor, listing.photos, csv, table, output, json, fdr, batch_size)
+        return _watch(model, load, watch, Path(str(csv)), output, json, batch_size)
+    code = _judge(load(model), listing.photos, csv, table, output, json, fdr, batch_size)
     return 2 if listing.problems else code
 
 
@@ -119,45 +121,60 @@ def _judge(
     screen = Screen(form, needed=table.file is None)
     verdicts: Counter[str] = Counter()
 
+    def draw(path: Path, outcome: ImagePrediction | UserError) -> None:
+        if pictures is not None and not isinstance(outcome, UserError) and (why := pictures.write(path, outcome)):
+            screen.say(f"no pictures: {why}")
+
+    def with_verdict(outcome: ImagePrediction | UserError, anomalous: bool) -> ImagePrediction | UserError:
+        return outcome if isinstance(outcome, UserError) else replace(outcome, anomalous=anomalous)
+
     def judged(bar: Any) -> Iterator[dict[str, Any]]:
         for path, outcome in judge(predictor, photos, batch_size):
-            row = verdict_row(predictor.rule, path, outcome, monitor)
-            if pictures is not None and not isinstance(outcome, UserError) and (why := pictures.write(path, outcome)):
-                screen.say(f"no pictures: {why}")
+            if fdr is None:
+                draw(path, outcome)
+            # Else it is an alarm until all are judged.
+            yield verdict_row(predictor.rule, path, outcome if fdr is None else with_verdict(outcome, True), monitor)
             bar.update()
-            yield row
 
     with table, tqdm(total=len(photos), unit="photo", disable=None, leave=False) as bar:
-        rows = judged(bar)
-        for row in rows if fdr is None else judge_together(rows, fdr):
+        rows = judged(bar) if fdr is None else judge_together(judged(bar), fdr)
+        for row in rows:
             verdicts[row.get("verdict", "unreadable")] += 1
             with bar.external_write_mode(file=sys.stdout):
                 table.add(row)
                 screen.add(row)
+    if fdr is not None and pictures is not None:
+        # Once more: the maps of all photos would have taken too much memory until the verdicts were known.
+        for (path, outcome), row in zip(judge(predictor, photos, batch_size), rows, strict=True):
+            draw(path, with_verdict(outcome, row.get("verdict") == "anomalous"))
     note = None
     if fdr is not None:
         note = explain_together(predictor.rule, fdr, verdicts.total() - verdicts["unreadable"])
     return _sum_up(verdicts, screen, note)
 
 
-def _watch(predictor: Predictor, folder: Path, csv: Path, output: Path | None, json: bool, batch_size: int) -> int:
-    from padim_bottle.predict.drift import monitor_of
+def _watch(
+    model: Path,
+    load: Callable[[Path], Predictor],
+    folder: Path,
+    csv: Path,
+    output: Path | None,
+    json: bool,
+    batch_size: int,
+) -> int:
     from padim_bottle.predict.heatmaps import Pictures
     from padim_bottle.predict.verdict_table import Screen, VerdictLog
-    from padim_bottle.predict.watch import stop_signal, watch
+    from padim_bottle.predict.watch import CurrentModel, stop_signal, watch
 
-    pictures = None if output is None else Pictures(output, root=folder, read=predictor.read)
-    monitor = monitor_of(predictor.card)
     screen = Screen("json" if json else "text", needed=False)
+    current = CurrentModel(model, load, screen.say)
+    pictures = None if output is None else Pictures(output, root=folder)
     verdicts: Counter[str] = Counter()
-    with VerdictLog(csv, predictor.digest) as log, stop_signal() as stop:
+    with VerdictLog(csv) as log, stop_signal() as stop:
         screen.say(f"Watching {folder}, {len(log)} photos are done. Ctrl-C ends it.")
-        if monitor is None:
+        if current.predictor.card["drift"] is None:
             screen.say("Drift is not watched: the photos of this model's training are grouped, or were not calibrated.")
-        rows = watch(
-            predictor, folder, log, stop, batch_size=batch_size, pictures=pictures, monitor=monitor, say=screen.say
-        )
-        for row in rows:
+        for row in watch(current, folder, log, stop, batch_size=batch_size, pictures=pictures, say=screen.say):
             verdicts[row.get("verdict", "unreadable")] += 1
             screen.add(row)
     return _sum_up(verdicts, screen)

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from torchvision.tv_tensors import Image, Mask
 
 from padim_bottle.data.images import read_image, read_mask
+from padim_bottle.data.joint_transform import transform_together
 from padim_bottle.data.layout import GOOD, LabelledImage
-from padim_bottle.data.regions import transform_together
 from padim_bottle.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -133,6 +133,18 @@ def read_size(path: str | Path) -> tuple[int, int]:
         return _size(image)
 
 
+def full_size(path: str | Path, photo: NDArray[np.uint8]) -> tuple[int, int]:
+    """Return height and width of a photo's file, also where :func:`read_image` made it smaller.
+
+    Raises:
+        UserError: as :func:`read_size`.
+    """
+    height, width = photo.shape[:2]
+    if height * width > FULL_PIXELS // 5:  # what was made smaller has a quarter of more than that at least
+        width, height = read_size(path)
+    return height, width
+
+
 def bits_in_use(path: str | Path) -> int:
     """Return how many bits the values of a 16-bit photo have, at least 8; 0 for any other, which is not decoded.
 

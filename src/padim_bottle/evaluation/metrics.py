@@ -13,7 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from padim_bottle.evaluation.curves import Curve
-from padim_bottle.evaluation.predictions import ALL_DEFECTS, GOOD, Predictions, Thresholds, at_least, confusion_matrix
+from padim_bottle.evaluation.predictions import ALL_DEFECTS, GOOD, Predictions, Thresholds, confusion_matrix
+from padim_bottle.evaluation.regions import at_least
 
 F1_MAX_SOURCE = "maximises F1 on the test labels: it has seen the defects"
 

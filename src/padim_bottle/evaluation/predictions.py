@@ -16,6 +16,7 @@ import pandas as pd
 
 from padim_bottle.errors import UserError
 from padim_bottle.evaluation.curves import Curve, aupimo, region_weights, trace_curve
+from padim_bottle.evaluation.regions import called_pixels
 
 GOOD = "good"
 """MVTec AD's folder name for images without a defect."""
@@ -183,6 +184,10 @@ class Thresholds:
             if value is not None and not np.isfinite(value):
                 raise ValueError(f"the {name} threshold is {value}: use None where there is none")
 
+    def anomalous(self, score: float) -> bool | None:
+        """Return the verdict on a raw image score; ``None`` without an image threshold."""
+        return None if self.image is None else float(score) >= self.image
+
 
 def predictions_table(
     predictions: Predictions,
@@ -193,7 +198,7 @@ def predictions_table(
 
     Columns: image_path, defect_type, label, score, p_value (where p_values (N,) are given), predicted_label
     and threshold (empty without an image threshold), map_max (the largest pixel score, with maps) and
-    predicted_area (share of pixels at or above the pixel threshold, with maps and that threshold).
+    predicted_area (share of pixels that are called anomalous, see ``called_maps``, with maps and a pixel threshold).
     """
     table = pd.DataFrame(
         {
@@ -215,8 +220,18 @@ def predictions_table(
     if maps is not None:
         table["map_max"] = maps.max(axis=(1, 2))
         if thresholds.pixel is not None:
-            table["predicted_area"] = at_least(maps, thresholds.pixel).mean(axis=(1, 2))
+            table["predicted_area"] = called_maps(predictions, thresholds).mean(axis=(1, 2))
     return table
+
+
+def called_maps(predictions: Predictions, thresholds: Thresholds) -> np.ndarray:
+    """Return which pixels are called anomalous, (N, H, W), see ``regions``; raise ValueError without maps."""
+    if predictions.anomaly_maps is None:
+        raise ValueError("these predictions have no anomaly maps")
+    called = np.zeros(predictions.anomaly_maps.shape, dtype=bool)
+    for number, (anomaly_map, score) in enumerate(zip(predictions.anomaly_maps, predictions.scores, strict=True)):
+        called[number] = called_pixels(anomaly_map, thresholds.anomalous(score), thresholds.pixel)
+    return called
 
 
 def confusion_matrix(predicted: np.ndarray, labels: np.ndarray) -> dict[str, int]:
@@ -229,15 +244,3 @@ def confusion_matrix(predicted: np.ndarray, labels: np.ndarray) -> dict[str, int
         "false_negative": positive - hit,
         "true_positive": hit,
     }
-
-
-def at_least(maps: np.ndarray, threshold: float) -> np.ndarray:
-    """Compare maps >= threshold as exact numbers.
-
-    NumPy would round the threshold to float32 first, possibly up to a map value that lies below it or down
-    from one; the smallest float32 at or above the threshold gives the same answer without a float64 copy.
-    """
-    rounded = maps.dtype.type(threshold)
-    if float(rounded) < threshold:
-        rounded = np.nextafter(rounded, maps.dtype.type(np.inf))
-    return maps >= rounded

@@ -17,8 +17,8 @@ from torchvision.transforms.v2 import Resize
 from torchvision.tv_tensors import Image, Mask
 
 from padim_bottle.data.images import read_mask
+from padim_bottle.data.joint_transform import transform_together
 from padim_bottle.data.listing import find_photos
-from padim_bottle.data.regions import transform_together
 from padim_bottle.errors import UserError, in_a_line
 from padim_bottle.evaluation.metrics import evaluate
 from padim_bottle.evaluation.predictions import GOOD, Predictions, Thresholds

@@ -31,7 +31,7 @@ OUTPUTS = {
     "pred_score": "(B, 1) image score, normalised: 0 to 1, threshold 0.5",
     "pred_label": "(B, 1) true for anomalous",
     "anomaly_map": "(B, 1, H, W) pixel scores, normalised: 0 to 1, threshold 0.5, at the model's own resolution",
-    "pred_mask": "(B, 1, H, W) true on pixels called anomalous",
+    "pred_mask": "(B, 1, H, W) true on pixels at or above the pixel threshold, whatever the verdict",
 }
 # How the score of predictions.csv is had back from the normalised one.
 SOFT = "image + image_scale * y / (1 - |y|) with y = 2 * pred_score - 1"

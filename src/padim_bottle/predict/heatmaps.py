@@ -9,10 +9,12 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from padim_bottle.data.images import read_image
 from padim_bottle.errors import DISK_FULL, UserError
-from padim_bottle.heat import HeatmapScale, overlay, write_png
+from padim_bottle.evaluation.regions import find_regions
+from padim_bottle.heat import PREDICTION, HeatmapScale, draw_numbers, draw_outline, overlay, write_png
 from padim_bottle.predict.predictor import ImagePrediction
 
 
@@ -80,15 +82,31 @@ def check_place(output: Path, folders: Iterable[Path]) -> None:
 
 
 def draw(photo: NDArray[np.uint8], prediction: ImagePrediction) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return the heatmap over the photo (h, w, 3) and the mask (h, w), 255 where anomalous, at the photo's own size."""
+    """Return the heatmap over the photo (h, w, 3), with its regions outlined, and the mask (h, w), 255 where anomalous.
+
+    Both are of the photo's own size.
+    """
     height, width = photo.shape[:2]
     shrinks = height < prediction.anomaly_map.shape[0]
     anomaly_map: Any = cv2.resize(
         prediction.anomaly_map, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     )
     # Normalised: the threshold is at 0.5 and a typical good pixel at 0.25.
-    colours = HeatmapScale.from_threshold(0.5, 0.25).colours(anomaly_map)
-    # The mask is the model's own where sizes agree; else its border follows the map, not the model's coarser pixels.
-    same = prediction.mask.shape == (height, width)
-    mask = prediction.mask if same else anomaly_map >= 0.5
-    return overlay(photo, colours), (mask * 255).astype("uint8")
+    heatmap = overlay(photo, HeatmapScale.from_threshold(0.5, 0.25).colours(anomaly_map))
+    mask = _resized(prediction.mask, shrinks, width, height)
+    if mask.any() and mask.shape != prediction.mask.shape:
+        # The border follows the map, not the model's coarser pixels, which a region keeps that the resizing lost.
+        labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+        lowest = prediction.anomaly_map[prediction.mask].min()
+        mask = anomaly_map >= min(lowest, prediction.pixel_threshold or lowest)
+        mask |= ~np.isin(labels, [0, *np.unique(labels[mask])])
+    draw_outline(heatmap, mask, PREDICTION)
+    regions = find_regions(prediction.anomaly_map, prediction.mask, (height, width))
+    draw_numbers(heatmap, [region.box for region in regions], PREDICTION)
+    return heatmap, (mask * 255).astype("uint8")
+
+
+def _resized(mask: NDArray[np.bool_], shrinks: bool, width: int, height: int) -> NDArray[np.bool_]:
+    """Return a mask at another size, of which nothing is lost where it gets smaller."""
+    way = cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST
+    return np.asarray(cv2.resize(mask.astype(np.float32), (width, height), interpolation=way) > 0)

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from padim_bottle.data.images import full_size
 from padim_bottle.errors import UserError
-from padim_bottle.predict.predictor import ImagePrediction, Predictor
+from padim_bottle.predict.predictor import ImagePrediction, Predictor, PreparedPhoto
 
 
 def judge(
@@ -33,9 +34,10 @@ def judge(
         read: returns a photo (h, w, 3), RGB; the model's own if not given.
     """
 
-    def prepared(path: Path) -> NDArray[np.float32] | UserError:
+    def prepared(path: Path) -> PreparedPhoto | UserError:
         try:
-            return predictor.prepare((read or predictor.read)(path))
+            photo = (read or predictor.read)(path)
+            return predictor.prepare(photo, full_size(path, photo))
         except UserError as error:
             return error
 
@@ -46,7 +48,7 @@ def judge(
         yield from ((path, photo if isinstance(photo, UserError) else next(outcomes)) for path, photo in batch)
 
 
-def _predict(predictor: Predictor, photos: list[tuple[Path, NDArray[np.float32]]]) -> list[ImagePrediction | UserError]:
+def _predict(predictor: Predictor, photos: list[tuple[Path, PreparedPhoto]]) -> list[ImagePrediction | UserError]:
     """Predict prepared photos; one without a verdict takes none from the others, and its error names it."""
     try:
         return list(predictor.predict_prepared([photo for _, photo in photos]))

@@ -3,15 +3,17 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from padim_bottle.data.images import read_image
 from padim_bottle.errors import UserError, in_a_line
+from padim_bottle.evaluation.regions import Region, called_pixels, find_regions
 from padim_bottle.files import sha256
 from padim_bottle.model.rule import Rule, raw_scores
 from padim_bottle.predict.card import CARD, MODEL_FILES, describe_padim, read_card
@@ -32,8 +34,9 @@ class ImagePrediction:
         p_value: how often a good image scores at least this high; None for a model that was not calibrated.
         anomalous: the verdict.
         anomaly_map: (H, W) normalised pixel scores at the model's resolution, threshold 0.5.
-        mask: (H, W) bool, True on pixels called anomalous.
         map_mean: mean of the raw anomaly map, which tells drift; None for a model that has nothing to compare it with.
+        size: height and width of the photo; None where only the map's are known.
+        pixel_threshold: of the map; None for a model without one.
     """
 
     score: float
@@ -41,8 +44,26 @@ class ImagePrediction:
     p_value: float | None
     anomalous: bool
     anomaly_map: NDArray[np.float32]
-    mask: NDArray[np.bool_]
     map_mean: float | None = None
+    size: tuple[int, int] | None = None
+    pixel_threshold: float | None = 0.5
+
+    @cached_property
+    def mask(self) -> NDArray[np.bool_]:
+        """(H, W), True on pixels called anomalous: on none of a photo that passes, on some of every alarm."""
+        return called_pixels(self.anomaly_map, self.anomalous, self.pixel_threshold)
+
+    @cached_property
+    def regions(self) -> list[Region]:
+        """The regions of the mask in pixels of the photo, by falling largest value."""
+        return find_regions(self.anomaly_map, self.mask, self.size)
+
+
+class PreparedPhoto(NamedTuple):
+    """A photo as a model takes it: pixels (3, H, W) in [0, 1], and height and width that it had."""
+
+    pixels: NDArray[np.float32]
+    size: tuple[int, int]
 
 
 class Predictor:
@@ -77,6 +98,10 @@ class Predictor:
         self.run = run
         self.size = card["input"]["model_size"]
         self._trained = Rule.of_card(card)
+        # Of the maps that the model gives.
+        thresholds = card["thresholds"]
+        normalised = thresholds["pixel"] is not None and self._trained.scale is not None
+        self._pixel_threshold = 0.5 if normalised else thresholds["pixel"]
         self.rule = self._trained
         if alpha is not None or confidence is not None:
             self.rule = self._trained.at(alpha or (card["calibration"] or {}).get("alpha", 0), confidence)
@@ -89,31 +114,37 @@ class Predictor:
         """
         return read_image(path, self.card["input"].get("photo_bits", 16))
 
-    def prepare(self, photo: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return a photo (h, w, 3), RGB uint8, as the model takes it: (3, H, W) in [0, 1].
+    def prepare(self, photo: NDArray[np.uint8], size: tuple[int, int] | None = None) -> PreparedPhoto:
+        """Return a photo (h, w, 3), RGB uint8, as the model takes it.
 
         It is resized to the model's size, with antialiasing as in training (to 1e-6), so that a large photo does not
         stay in memory. A model without such a resizing takes it as it is.
+
+        Args:
+            photo: as ``read`` returns it.
+            size: height and width in the photo's file, where it was read smaller.
         """
         if self.size:
-            return resize_photo(photo, *self.size)
-        return photo.transpose(2, 0, 1).astype(np.float32, order="C") / np.float32(255)
+            pixels = resize_photo(photo, *self.size)
+        else:
+            pixels = photo.transpose(2, 0, 1).astype(np.float32, order="C") / np.float32(255)
+        return PreparedPhoto(pixels, size or photo.shape[:2])
 
     def predict(self, photos: Sequence[NDArray[np.uint8]]) -> list[ImagePrediction]:
         """Predict photos (h, w, 3), RGB uint8, of any sizes."""
         return self.predict_prepared([self.prepare(photo) for photo in photos])
 
-    def predict_prepared(self, photos: Sequence[NDArray[np.float32]]) -> list[ImagePrediction]:
+    def predict_prepared(self, photos: Sequence[PreparedPhoto]) -> list[ImagePrediction]:
         """Predict what ``prepare`` returned; photos of one size go through the model together."""
-        if len({photo.shape for photo in photos}) > 1:
+        if len({photo.pixels.shape for photo in photos}) > 1:
             return [prediction for photo in photos for prediction in self.predict_prepared([photo])]
         if not photos:
             return []
-        outputs = self.run(np.stack(photos))
+        outputs = self.run(np.stack([photo.pixels for photo in photos]))
         rows = [dict(zip(outputs, values, strict=True)) for values in zip(*outputs.values(), strict=True)]
-        return [self._prediction(row) for row in rows]
+        return [self._prediction(row, photo.size) for row, photo in zip(rows, photos, strict=True)]
 
-    def _prediction(self, outputs: dict[str, NDArray[Any]]) -> ImagePrediction:
+    def _prediction(self, outputs: dict[str, NDArray[Any]], size: tuple[int, int]) -> ImagePrediction:
         normalised = outputs["pred_score"].item()
         score = outputs["raw_score"].item() if "raw_score" in outputs else self._trained.score(normalised)
         return ImagePrediction(
@@ -122,8 +153,9 @@ class Predictor:
             p_value=self.rule.p_value(score),
             anomalous=self.rule.anomalous(score),
             anomaly_map=outputs["anomaly_map"][0],
-            mask=outputs["pred_mask"][0].astype(bool),
             map_mean=self._map_mean(outputs["anomaly_map"]),
+            size=size,
+            pixel_threshold=self._pixel_threshold,
         )
 
     def _map_mean(self, anomaly_map: NDArray[np.floating]) -> float | None:

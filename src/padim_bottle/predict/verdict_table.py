@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -21,9 +21,13 @@ if TYPE_CHECKING:
     from padim_bottle.predict.drift import DriftMonitor
     from padim_bottle.predict.predictor import ImagePrediction
 
-FIELDS = ("path", "score", "normalised_score", "p_value", "verdict", "threshold", "map_mean", "drift", "error")
+FIELDS = (
+    "path", "score", "normalised_score", "p_value", "verdict", "threshold", "regions", "box", "map_mean", "drift",
+    "error",
+)  # fmt: skip
 # Of the table that predict.py --watch goes on with: which content of the file was judged, by which model, and when.
 LOG_FIELDS = (*FIELDS, "size", "mtime_ns", "model", "time")
+_REMEMBERED = ("path", "map_mean", "size", "mtime_ns", "model")
 
 Row = dict[str, Any]
 
@@ -51,8 +55,17 @@ def verdict_row(
         "p_value": outcome.p_value,
         "verdict": "anomalous" if outcome.anomalous else "good",
         "threshold": rule.threshold,
+        "regions": [region.as_dict() for region in outcome.regions],
         **drift,
     }
+
+
+def _flat(row: Row) -> Row:
+    """Return a row as a table has it: how many regions there are, and the box of the first."""
+    if "regions" not in row:
+        return row
+    regions = row["regions"]
+    return {**row, "regions": len(regions), "box": " ".join(map(str, regions[0]["box"])) if regions else None}
 
 
 def spell_path(path: str | Path) -> str:
@@ -68,14 +81,19 @@ def _spell(text: str | Path) -> str:
 
 
 def judge_together(rows: Iterable[Row], rate: float) -> list[Row]:
-    """Return the rows of a batch with the verdicts that a false discovery rate gives, see ``discoveries``."""
+    """Return the rows of a batch with the verdicts that a false discovery rate gives, see ``discoveries``.
+
+    Args:
+        rows: with the regions of alarms, as far as photos were judged.
+        rate: the false discovery rate.
+    """
     from padim_bottle.model.rule import discoveries
 
     rows = list(rows)
     judged = [row for row in rows if "error" not in row]
     found: Any = discoveries([row["p_value"] for row in judged], rate) if judged else []
     for row, anomalous in zip(judged, found, strict=True):
-        row["verdict"] = "anomalous" if anomalous else "good"
+        row |= {"verdict": "anomalous"} if anomalous else {"verdict": "good", "regions": []}
         del row["threshold"]  # there is none: what is anomalous depends on the others
     return rows
 
@@ -204,14 +222,19 @@ class VerdictTable:
     def add(self, row: Row) -> None:
         """Write a row."""
         if self._stream is not None:
-            self._writer.writerow(row)
+            self._writer.writerow(_flat(row))
 
 
 def _refuse_log(file: Path) -> None:
     """Raise a UserError where a file is what a watch remembers by."""
     with file.open(encoding="utf-8", errors="replace") as stream:
-        if stream.readline() == ",".join(LOG_FIELDS) + "\n":
+        if _is_log(stream.readline().rstrip("\n").split(",")):
             raise UserError(f"{file} is the log of predict.py --watch, which would forget what is done: name another.")
+
+
+def _is_log(columns: Sequence[str]) -> bool:
+    """Tell the log of a watch by its columns: an earlier version's has fewer."""
+    return set(_REMEMBERED) <= set(columns) <= set(LOG_FIELDS)
 
 
 class VerdictLog:
@@ -219,19 +242,19 @@ class VerdictLog:
 
     Args:
         file: the CSV file; links are followed.
-        model: digest of the model: the lines of others are no part of ``map_means``.
 
     Attributes:
-        map_means: of the photos that earlier processes judged by this model, in their order.
+        model: digest of the model whose rows are written.
+        map_means: of the photos that were judged, in their order, by the digest of their model.
 
     Raises:
         UserError: on entering: it is in use, is no such table, or cannot be written.
     """
 
-    def __init__(self, file: Path, model: str = "") -> None:
+    def __init__(self, file: Path) -> None:
         self.file = file.resolve()
-        self.model = model
-        self.map_means: list[float] = []
+        self.model = ""
+        self.map_means: dict[str, list[float]] = {}
         self._lock = FileLock(f"{self.file}.lock")
         self._done: dict[str, tuple[int, int]] = {}
 
@@ -263,17 +286,17 @@ class VerdictLog:
         self._stream.truncate(whole)
         self._stream.seek(0)
         reader = csv.DictReader(self._stream)
-        if whole and tuple(reader.fieldnames or ()) != LOG_FIELDS:
+        if whole and not _is_log(reader.fieldnames or ()):
             raise UserError(f"{self.file} is no table of predict.py --watch: name a file of its own.")
         try:
             for row in reader:
                 self._done[row["path"]] = (int(row["size"]), int(row["mtime_ns"]))
-                if row["map_mean"] and row["model"] == self.model:
-                    self.map_means.append(float(row["map_mean"]))
+                self._remember(row)
         except (TypeError, ValueError) as error:
             where = f"{self.file}, line {reader.line_num}"
             raise UserError(f"{where}: {in_a_line(error)}. Mend the line, or name another file.") from error
-        self._writer = csv.DictWriter(self._stream, LOG_FIELDS, lineterminator="\n")
+        fields = reader.fieldnames if whole else LOG_FIELDS
+        self._writer = csv.DictWriter(self._stream, fields or (), extrasaction="ignore", lineterminator="\n")
         if not whole:
             self._writer.writeheader()
             self._stream.flush()
@@ -289,9 +312,14 @@ class VerdictLog:
         """Write a row; it stays even if the process is killed next."""
         size, mtime_ns = content
         row = {**row, "size": size, "mtime_ns": mtime_ns, "model": self.model, "time": _now()}
-        self._writer.writerow(row)
+        self._writer.writerow(_flat(row))
         self._stream.flush()
         self._done[row["path"]] = content
+        self._remember(row)
+
+    def _remember(self, row: Row) -> None:
+        if row.get("map_mean") not in (None, ""):
+            self.map_means.setdefault(row["model"], []).append(float(row["map_mean"]))
 
 
 def _now() -> str:

@@ -15,16 +15,20 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from padim_bottle.errors import UserError
+from padim_bottle.evaluation.regions import find_regions
 from padim_bottle.files import write_whole
-from padim_bottle.heat import HeatmapScale, Picture, overlay
+from padim_bottle.heat import (
+    DARK,
+    PREDICTION,
+    TRUTH,
+    Colour,
+    HeatmapScale,
+    Picture,
+    draw_numbers,
+    draw_outline,
+    overlay,
+)
 
-Colour = tuple[int, int, int]
-
-# Of Okabe and Ito's palette: told apart with any colour vision, and not found on a bottle.
-TRUTH: Colour = (86, 180, 233)
-PREDICTION: Colour = (240, 228, 66)
-
-_CANVAS: Colour = (27, 27, 31)
 _INK: Colour = (232, 232, 236)
 _FAINT: Colour = (150, 150, 158)
 _MIN_PANEL = 224  # pixels; titles do not fit in less
@@ -51,7 +55,8 @@ def draw_panels(
 ) -> Panels:
     """Draw what the camera saw, what is true, what the model scored and what it decided.
 
-    Ground truth is outlined by a dashed blue line, the prediction by a solid yellow one.
+    Ground truth is outlined by a dashed blue line, the prediction by a solid yellow one; several regions of it are
+    numbered by falling largest value.
 
     Args:
         image: RGB, uint8 ``(h, w, 3)``; resized to the size of the map.
@@ -70,18 +75,19 @@ def draw_panels(
         raise ValueError("anomaly_map holds NaN")
     zoom = math.ceil(_MIN_PANEL / min(anomaly_map.shape))
     height, width = anomaly_map.shape[0] * zoom, anomaly_map.shape[1] * zoom
-    unit = min(height, width) / 256
     image = _resized(image, height, width)
+    regions = find_regions(anomaly_map, predicted_mask, (height, width))
     predicted_mask = _enlarged(predicted_mask, zoom)
     heat = cv2.resize(scale.colours(anomaly_map), (width, height), interpolation=cv2.INTER_LINEAR)
     decision = _tinted(image, predicted_mask, PREDICTION)
-    _outline(decision, predicted_mask, PREDICTION, unit, dashed=False)
+    draw_outline(decision, predicted_mask, PREDICTION)
     if mask is None:
         truth, title = np.full_like(image, 45), "Ground truth: not known"
     else:
         truth, title = image.copy(), "Ground truth" if mask.any() else "Ground truth: no defect"
         for panel in (truth, decision):
-            _outline(panel, _enlarged(mask, zoom), TRUTH, unit, dashed=True)
+            draw_outline(panel, _enlarged(mask, zoom), TRUTH, dashed=True)
+    draw_numbers(decision, [region.box for region in regions], PREDICTION)
     return Panels(image, truth, overlay(image, np.asarray(heat, np.uint8)), decision, title)
 
 
@@ -94,7 +100,7 @@ def lay_out(panels: Panels, scale: HeatmapScale, caption: str) -> Picture:
     bar_left = lefts[2] + width + margin // 2
     lefts.append(bar_left + bar + round(38 * unit) + margin)
     canvas = np.empty((top + height + below, lefts[3] + width + margin, 3), dtype=np.uint8)
-    canvas[:] = _CANVAS
+    canvas[:] = DARK
     for left, panel in zip(lefts, panels[:4], strict=True):
         canvas[top : top + height, left : left + width] = panel
     canvas[top : top + height, bar_left : bar_left + bar] = scale.colours(np.linspace(scale.high, scale.low, height))[
@@ -160,17 +166,6 @@ def _tinted(image: Picture, mask: NDArray[np.bool_], colour: Colour) -> Picture:
     tinted = image.copy()
     tinted[mask] = (0.8 * image[mask] + 0.2 * np.array(colour)).astype(np.uint8)
     return tinted
-
-
-def _outline(panel: Picture, mask: NDArray[np.bool_], colour: Colour, unit: float, *, dashed: bool) -> None:
-    """Draw the mask's border into the panel, with a dark edge that keeps it visible on white."""
-    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    line = max(1, round(2 * unit))
-    if dashed:
-        dash, gap = round(7 * unit), round(6 * unit)
-        contours = [c[i : i + dash] for c in contours for i in range(0, len(c), dash + gap)]
-    for thickness, ink in ((line + 2, _CANVAS), (line, colour)):
-        cv2.polylines(panel, contours, not dashed, ink, thickness, cv2.LINE_AA)
 
 
 def _key(

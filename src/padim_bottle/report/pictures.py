@@ -6,10 +6,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning import LightningModule
 
 from padim_bottle.evaluation.predictions import Thresholds
+from padim_bottle.evaluation.regions import called_pixels
 from padim_bottle.heat import HeatmapScale, write_png
 from padim_bottle.report.panels import draw_panels, lay_out, write_strip
 from padim_bottle.runs.folder import picture_path, strip_path
@@ -59,13 +59,13 @@ class Pictures:
     def _draw(self, target: Path, judged: JudgedImage) -> None:
         assert self._scale is not None
         caption = f"score {judged.score:.2f}"
-        if self._thresholds.image is not None:
-            verdict = "anomalous" if judged.score >= self._thresholds.image else "good"
+        anomalous = self._thresholds.anomalous(judged.score)
+        if anomalous is not None:
+            verdict = "anomalous" if anomalous else "good"
             caption = f"{verdict}: {caption}, threshold {self._thresholds.image:.2f}"
         if judged.p_value is not None:
             caption += f", p = {judged.p_value:.3f}"
-        pixel_threshold = np.inf if self._thresholds.pixel is None else self._thresholds.pixel
-        called = judged.anomaly_map >= pixel_threshold
+        called = called_pixels(judged.anomaly_map, anomalous, self._thresholds.pixel)
         panels = draw_panels(judged.picture, judged.anomaly_map, judged.mask, called, self._scale)
         write_png(self._folder / target, lay_out(panels, self._scale, caption))
         if self._strips:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from padim_bottle.evaluation.curves import FPR_LIMIT, Curve
-from padim_bottle.evaluation.predictions import Predictions
+from padim_bottle.evaluation.predictions import Predictions, Thresholds, called_maps
 
 DATA_FILE = Path("figures", "data.npz")
 
@@ -19,7 +19,7 @@ _POINTS = 300
 def save_data(
     path: Path,
     predictions: Predictions | None,
-    pixel_threshold: float | None,
+    thresholds: Thresholds,
     map_mean: np.ndarray,
     map_std: np.ndarray,
 ) -> None:
@@ -28,7 +28,7 @@ def save_data(
     Args:
         path: where to.
         predictions: with maps and masks, as far as there are any; ``None`` for a run without test images.
-        pixel_threshold: raw score from which a pixel is called anomalous.
+        thresholds: of the run.
         map_mean: (H, W) mean of the training images' leave-one-out maps; (0,) if there are none.
         map_std: (H, W) their standard deviation; (0,) if there are none.
     """
@@ -37,9 +37,8 @@ def save_data(
         curves = {name: curve for name, curve in predictions.pixel_curves.items() if curve is not None}
         arrays["pro_names"] = np.array(list(curves), dtype=np.str_)
         arrays |= {f"pro_{i}": np.array(_thin(curve), dtype=np.float32) for i, curve in enumerate(curves.values())}
-        if pixel_threshold is not None:
-            maps, masks = predictions.pixels()
-            called = maps >= pixel_threshold
+        if thresholds.pixel is not None:
+            masks, called = predictions.pixels()[1], called_maps(predictions, thresholds)
             known = 1.0 if predictions.unmasked is None else np.where(predictions.unmasked, np.nan, 1.0)
             defective, normal = known * masks.sum(axis=(1, 2)), known * (~masks).sum(axis=(1, 2))
             with np.errstate(invalid="ignore"):

@@ -304,7 +304,7 @@ class ResultsWriter(Callback):
         save_data(
             self._partial / DATA_FILE,
             predictions,
-            self._thresholds.pixel,
+            self._thresholds,
             map_mean=_to_numpy(getattr(model, "map_mean", None)),
             map_std=_to_numpy(getattr(model, "map_std", None)),
         )

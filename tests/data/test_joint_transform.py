@@ -7,7 +7,7 @@ import torch
 from torchvision.transforms.v2 import CenterCrop, ColorJitter, Compose, RandomHorizontalFlip, Resize
 from torchvision.tv_tensors import Image, Mask
 
-from padim_bottle.data.regions import transform_together
+from padim_bottle.data.joint_transform import transform_together
 
 
 def transformed(transform, mask):
