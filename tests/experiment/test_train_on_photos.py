@@ -12,6 +12,7 @@ from PIL import Image
 from small import small_config, write_config
 
 from padim_bottle.commands.command_line import run_verb
+from padim_bottle.runs.run import Run, read_csv
 
 pytestmark = pytest.mark.slow
 
@@ -85,6 +86,61 @@ def test_accepted_parts_are_trained_on_with_the_good_ones(photos, tmp_path):
     assert {Path(path).relative_to(tmp_path).as_posix() for path in table.image_path} == {
         path.relative_to(tmp_path).as_posix() for half in halves for path in half.iterdir()
     }
+
+
+def test_a_retraining_says_what_changed_and_lets_no_known_defect_pass(photos, tmp_path, capsys):
+    tested = photos.parent / "test"
+    for name, chosen in (("good", photos.iterdir()), ("accepted", tested.glob("good/*")), ("defects", [])):
+        (tmp_path / name).mkdir()
+        for path in sorted(chosen):
+            shutil.copy(path, tmp_path / name)
+    defects = tmp_path / "defects"
+    shutil.copy(tested / "broken_large" / "000.png", defects)
+    usual = ["--config", photos.parent / "small.yaml", "--results", tmp_path / "results", "--keep-rejecting", defects]
+
+    def retrain(*folders, more=()):
+        return run_verb("train", [*map(str, [*usual, *more, "--photos", tmp_path / "good", *folders])])
+
+    def training(folder):
+        return read_csv(folder / "training_photos.csv").set_index("image_path")["score"]
+
+    place, accepted = tmp_path / "results" / "good" / "seed_42", tmp_path / "accepted"
+    assert retrain() == 0
+    first, scores = Run.read(place), training(place)
+    assert first.changes is None and first.predictions["defect_type"].tolist() == ["known_defect"]
+    assert retrain(accepted, more=["--trainer.callbacks.report", "true"]) == 0
+    second = Run.read(place)
+    told = second.changes
+    assert told["image_threshold"] == [first.threshold, second.threshold]
+    assert told["training_images"] == [12, 16] and told["photos"] == 13
+    both = pd.concat([scores >= first.threshold, training(place) >= second.threshold], axis=1, join="inner")
+    assert {photo["image_path"] for photo in told["verdicts"]} == set(both[both.iloc[:, 0] != both.iloc[:, 1]].index)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"threshold {first.threshold:.3f} -> {second.threshold:.3f}, 12 -> 16 training photos" in said
+    assert "What changed" in (place / "report.html").read_text()
+
+    # A part that looks good to the model is no defect that it would reject.
+    passing = Path(training(place).index[-1])
+    Image.open(passing).save(defects / "passing.bmp")
+    assert retrain(accepted) == 1
+    refused, sentence = place.with_name("seed_42.refused"), capsys.readouterr().err
+    assert "1 of 2 known defects would pass: " in sentence and "passing.bmp" in sentence
+    assert Run.read(place).metrics == second.metrics and (refused / "model.ckpt").is_file()
+    assert (refused / "refused.txt").read_text() in sentence
+    assert Run.read(refused).predictions["predicted_label"].tolist() == [False, True]
+    # Compared with another run than the one in its place.
+    (defects / "passing.bmp").unlink()
+    assert retrain(accepted, more=["--previous", refused]) == 0
+    assert Run.read(place).changes["training_images"] == [16, 16]
+
+    shutil.copy(passing, defects / "copy.png")
+    for more, words in (
+        ([], f"Known defects are among the good parts: {defects / 'copy.png'}"),
+        (["--keep-rejecting", tmp_path / "nowhere"], "There are no photos in"),
+        (["--previous", tmp_path, "--keep-rejecting", accepted], "no finished run"),
+    ):
+        assert retrain(more=more) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_a_defect_among_the_good_parts_is_the_oddest(photos, tmp_path):

@@ -38,11 +38,14 @@ class Override(str):
     """A word that a command hands on as it is: part of an argument in the spelling of ``anomalib train``."""
 
 
-def photo_settings(photos: Sequence[Path], group: str | None, test: Path | None = None) -> dict[str, Any]:
+def photo_settings(
+    photos: Sequence[Path], group: str | None, test: Path | None = None, keep_rejecting: Path | None = None
+) -> dict[str, Any]:
     """Return the keys of a config, with their values, that replace its data by folders of photos."""
     arguments: dict[str, Any] = {"folder": str(photos[0]) if len(photos) == 1 else [*map(str, photos)]}
-    if test is not None:
-        arguments["test"] = str(test)
+    for name, folder in (("test", test), ("keep_rejecting", keep_rejecting)):
+        if folder is not None:
+            arguments[name] = str(folder)
     if group == "parent-folder":
         arguments["subfolders"] = True
     data = {"class_path": "padim_bottle.Photos", "init_args": arguments}

@@ -18,13 +18,17 @@ def train(
     photos: list[Path] | None = None,
     group: str | None = None,
     test: Path | None = None,
+    keep_rejecting: Path | None = None,
+    previous: Path | None = None,
     fallback: Path | None = None,
-) -> None:
+) -> int:
     """Train and test one experiment, and write its results.
 
     With photos of your own, a folder of good parts is enough:
       --photos FOLDER [--test FOLDER] [--experiment NAME]
     and another with good parts that were rejected wrongly can be added: --photos GOOD ACCEPTED
+    The report says what changed against the run before. With --keep-rejecting FOLDER a model that lets a known defect
+    pass does not take its place: the exit code is 1, and the run lies beside it.
 
     Any key of the YAML can be overridden in anomalib's own spelling, for example
       --model.init_args.n_features 150 --data.init_args.category transistor --trainer.accelerator cpu
@@ -39,6 +43,8 @@ def train(
         group (PATTERN): which photos show one part: a regular expression with one group on the file name, or
             parent-folder
         test (FOLDER): test on these: a folder a defect type, and 'good' for good parts
+        keep_rejecting (FOLDER): photos of known defects, all of which must still be rejected
+        previous (RUN): say what changed against this run, not against the one whose place is taken
         fallback (YAML): run this instead where data or weights cannot be had
     """
     from padim_bottle.experiment.config_check import check_config
@@ -50,19 +56,27 @@ def train(
 
     changes: list[str] = list(overrides)
     if photos is not None:
-        for key, value in photo_settings(photos, group, test).items():
+        for key, value in photo_settings(photos, group, test, keep_rejecting).items():
             changes = [f"--{key}", spell_argument(value), *changes]
         experiment = experiment or re.sub(r"[^\w. +=,-]", "_", photos[0].resolve().name).lstrip(".") or "photos"
-    elif test is not None or group is not None:
-        raise UserError("--test and --group belong to --photos; a config names them in its data and its model.")
+    elif any(option is not None for option in (test, group, keep_rejecting, previous)):
+        raise UserError(
+            "--test, --group, --keep-rejecting and --previous belong to --photos; a config names the first three in "
+            "its data and its model."
+        )
     try:
-        train(config, changes, seed, experiment, results)
+        trained = train(config, changes, seed, experiment, results, previous)
     except UnavailableError as error:
         if fallback is None:
             raise
         print(_banner(str(error), fallback), file=sys.stderr)
         train(fallback, [], seed, None, results)
         print(_banner("This was the demo, not the experiment.", fallback), file=sys.stderr)
+        return 0
+    if trained.results_writer is None or trained.results_writer.refused is None:
+        return 0
+    print(trained.results_writer.refused, file=sys.stderr)
+    return 1
 
 
 def _banner(message: str, config: Path) -> str:

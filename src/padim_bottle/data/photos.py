@@ -19,6 +19,10 @@ MINIMUM_PHOTOS = 3
 """Fewer cannot be left out in turn."""
 
 
+KNOWN_DEFECT = "known_defect"
+"""Defect type of the photos that must still be rejected."""
+
+
 class Photos(OrderedLoading):
     """Plain folders of photos of good parts, and optionally some photos to test on.
 
@@ -32,6 +36,8 @@ class Photos(OrderedLoading):
         eval_batch_size: photos in a test batch.
         num_workers: processes that read photos; 0 reads in the main process. Null: one a core, 8 at most.
         augmentations: applied to all photos before the model's own resizing.
+        keep_rejecting: holds photos of known defects, which are tested on as the defect type ``known_defect``: a run
+            that lets one pass does not take the place of the one before.
     """
 
     title = "photos"
@@ -45,6 +51,7 @@ class Photos(OrderedLoading):
         eval_batch_size: int = 8,
         num_workers: int | None = None,
         augmentations: Transform | None = None,
+        keep_rejecting: Path | str | None = None,
     ) -> None:
         check_at_least(1, train_batch_size=train_batch_size, eval_batch_size=eval_batch_size)
         check_at_least(0, num_workers=num_workers or 0)
@@ -56,6 +63,7 @@ class Photos(OrderedLoading):
         )
         self.folders = [Path(one).expanduser() for one in (folder if isinstance(folder, list) else [folder])]
         self.test = None if test is None else Path(test).expanduser()
+        self.keep_rejecting = None if keep_rejecting is None else Path(keep_rejecting).expanduser()
         self.subfolders = subfolders
         self.category = self.folders[0].resolve().name if self.folders else ""
         self._prepared = False
@@ -75,8 +83,8 @@ class Photos(OrderedLoading):
                 f"There {'is' if len(train) == 1 else 'are'} only {len(train)} photo{'s' * (len(train) != 1)} in "
                 f"{places}: at least {MINIMUM_PHOTOS} are needed, and 60 or more for a steady threshold."
             )
-        trained = {image.path.resolve() for image in train}
-        both = [str(image.path) for image in test if image.path.resolve() in trained]
+        resolved = {image.path.resolve() for image in train}
+        both = [str(image.path) for image in test if image.path.resolve() in resolved]
         if both:
             raise UserError(
                 f"Photos are to be trained and tested on: {first_few(both)}. Give --test photos that were not trained "
@@ -86,8 +94,24 @@ class Photos(OrderedLoading):
             if sentence := left_out(paths, folder):
                 logger.warning(sentence)
         # What cannot be read is named now.
-        file_digests([image.path for image in [*train, *test]])
+        digests = file_digests([image.path for image in [*train, *test]])
+        trained = {digests[image.path]: image.path for image in train}
+        both = [
+            f"{image.path} (as {trained[digests[image.path]]})"
+            for image in test
+            if image.defect == KNOWN_DEFECT and digests[image.path] in trained
+        ]
+        if both:
+            raise UserError(
+                f"Known defects are among the good parts: {first_few(both)}. Take them out of either folder."
+            )
         self._prepared = True
+
+    @property
+    def known_defects(self) -> frozenset[str]:
+        """Paths of the known defects among the test photos."""
+        samples = self.test_data.samples
+        return frozenset(samples.loc[samples["label"] == KNOWN_DEFECT, "image_path"])
 
     def _setup(self, _stage: str | None = None) -> None:
         train, test, _ = self._find()
@@ -107,17 +131,27 @@ class Photos(OrderedLoading):
             unused[folder] = listing.others + ([] if self.subfolders else listing.folders)
             earlier = {image.path.resolve() for image in train}
             train += [LabelledImage(path) for path in listing.photos if path.resolve() not in earlier]
+        known = self._list_known()
         if self.test is not None and not self.test.is_dir():
             raise UserError(f"There is no folder {self.test}: give one that holds a folder of photos a defect type.")
         if self.test is None:
-            return train, [], unused
+            return train, known, unused
         test, unused[self.test.parent] = find_test_images(self.test, self.test.parent / "ground_truth")
         if not test:
             raise UserError(
                 f"There are no photos in the folders of {self.test}: it needs a folder a defect type, and 'good' for "
                 "photos of good parts."
             )
-        return train, test, unused
+        again = {image.path.resolve() for image in known}
+        return train, [image for image in test if image.path.resolve() not in again] + known, unused
+
+    def _list_known(self) -> list[LabelledImage]:
+        if self.keep_rejecting is None:
+            return []
+        photos = list_photos(self.keep_rejecting).checked().photos
+        if not photos:
+            raise UserError(f"There are no photos in {self.keep_rejecting}: give a folder of photos of known defects.")
+        return [LabelledImage(path, KNOWN_DEFECT) for path in photos]
 
     def _list(self, folder: Path) -> Listing:
         if not folder.is_dir():

@@ -52,6 +52,7 @@ def train(
     seed: int | None = None,
     experiment: str | None = None,
     results: Path | None = None,
+    previous: Path | None = None,
 ) -> Experiment:
     """Train and test what a config describes, through anomalib's Engine.
 
@@ -61,11 +62,14 @@ def train(
         seed: overrides the config's.
         experiment: overrides the name of the results folder.
         results: overrides the folder of all results.
+        previous: folder of the run to compare with, as in ``ResultsWriter``.
 
     Raises:
         UserError: a mistake that the user can mend.
     """
     built = build(config, overrides, seed, experiment, results)
+    if built.results_writer is not None:
+        built.results_writer.previous = previous
     run(built)
     return built
 

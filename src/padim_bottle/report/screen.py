@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from padim_bottle.report.html import METRICS_NOTE, defects_table, run_table
+from padim_bottle.runs.changes import change_sentences
 from padim_bottle.runs.run import Run
 from padim_bottle.tables import DASH, figure
 
@@ -40,6 +41,8 @@ def print_summary(run: Run, console: Console | None = None) -> None:
     if metrics["confusion_matrix"] is not None:
         sentences.append(_threshold_sentences(metrics))
     sentences += data.get("left_out", [])
+    if run.changes:
+        sentences += change_sentences(run.changes)
     for sentence in sentences:
         console.print(sentence, markup=False, highlight=False)
     if metrics["per_defect"]:

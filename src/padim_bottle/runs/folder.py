@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 # A run with fewer files than these is not finished.
 RUN_FILES = ("config.yaml", "metrics.json", "predictions.csv", "model.ckpt")
 
+# A whole run that holds this file may not take the place of another.
+REFUSED_FILE = "refused.txt"
+
 # Two runs say the same where these are equal.
 _SAYING = ("config.yaml", "predictions.csv")
 
@@ -54,8 +57,13 @@ class PartialRun:
         self.path = self._hidden / _NEW
         self.path.mkdir()
 
-    def publish(self) -> None:
+    def publish(self) -> Path:
         """Give the run its name; keep a finished run that says something else under another name.
+
+        A run that holds ``REFUSED_FILE`` takes no other's place: it is ``<folder>.refused``, whatever was there.
+
+        Returns:
+            Where the run lies.
 
         Raises:
             UserError: it lacks a file, or cannot get its name; then the message says where it is kept.
@@ -63,6 +71,12 @@ class PartialRun:
         lacking = [name for name in RUN_FILES if not (self.path / name).is_file()]
         if lacking:
             raise UserError(f"The run for {self.folder} is not whole: it has no {' and no '.join(lacking)}.")
+        if (self.path / REFUSED_FILE).is_file():
+            refused = self.folder.with_name(f"{self.folder.name}.refused")
+            shutil.rmtree(refused, ignore_errors=True)
+            self.path.rename(refused)
+            self.discard()
+            return refused
         try:
             _publish(self._hidden, self.folder)
         except OSError as error:
@@ -74,6 +88,7 @@ class PartialRun:
                 f"{self.folder} could not be put in place ({in_a_line(error)}). The whole run is kept as {kept}."
             ) from error
         self.discard()
+        return self.folder
 
     def discard(self) -> None:
         """Delete what was not published, unless it is whole."""
@@ -138,7 +153,8 @@ def _free_name(folder: Path) -> Path:
 
 
 def _is_whole(partial: Path) -> bool:
-    return all((partial / name).is_file() for name in RUN_FILES)
+    """Tell a run that may be published, also by another process."""
+    return all((partial / name).is_file() for name in RUN_FILES) and not (partial / REFUSED_FILE).is_file()
 
 
 def failure_record(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """A finished run, read from its folder: the one reader of what ``ResultsWriter`` writes."""
 
 import contextlib
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class Run:
             if not path.is_file() and not self.metrics["data"]["test_images"]:
                 table = pd.DataFrame(columns=["image_path", "defect_type", "label", "score", "predicted_label"])
             else:
-                table = _read_csv(path)
+                table = read_csv(path)
             labels = table["label"].map({True: True, False: False, "True": True, "False": False})
             scores = table["score"].astype(float)
             if labels.isna().any() or not np.isfinite(scores).all():
@@ -89,7 +90,7 @@ class Run:
         with named(self.folder):
             path = self.folder / "training_photos.csv"
             table = (
-                _read_csv(path) if path.is_file() else pd.DataFrame(columns=["image_path", "part", "score", "p_value"])
+                read_csv(path) if path.is_file() else pd.DataFrame(columns=["image_path", "part", "score", "p_value"])
             )
             images = [Path("train", _name(path)) for path in table["image_path"]]
             photos = pd.DataFrame(
@@ -111,6 +112,13 @@ class Run:
                 return {}
             with np.load(self.folder / DATA_FILE, allow_pickle=False) as data:
                 return dict(data)
+
+    @cached_property
+    def changes(self) -> dict[str, Any] | None:
+        """What changed against the run before, see ``changes``; ``None`` where there was none."""
+        with named(self.folder):
+            file = self.folder / "changes.json"
+            return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
     @property
     def title(self) -> str:
@@ -193,7 +201,8 @@ def named(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: the run's files are broken: {in_a_line(error)}.") from error
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def read_csv(path: Path) -> pd.DataFrame:
+    """Read a table of a run, every digit of it."""
     return pd.read_csv(
         path,
         dtype={"image_path": str, "defect_type": str, "part": str},

@@ -11,20 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 
 from padim_bottle.data.photos import Photos
 from padim_bottle.data.samples import describe, read_alike
-from padim_bottle.errors import UserError
+from padim_bottle.errors import UserError, first_few
 from padim_bottle.evaluation.metrics import evaluate
 from padim_bottle.evaluation.predictions import Predictions, predictions_table
 from padim_bottle.files import sha256, write_whole
 from padim_bottle.runs import environment
 from padim_bottle.runs.batches import batch_predictions, joined, to_pictures
+from padim_bottle.runs.changes import CHANGES_FILE, describe_changes
 from padim_bottle.runs.figure_data import DATA_FILE, save_data
-from padim_bottle.runs.folder import PartialRun
+from padim_bottle.runs.folder import REFUSED_FILE, PartialRun
 from padim_bottle.runs.listener import JudgedImage, RunListener, default_listeners
 from padim_bottle.runs.loggers import log_results
 from padim_bottle.runs.record import (
@@ -70,6 +72,9 @@ class ResultsWriter(Callback):
 
     Attributes:
         quiet: print no summary; a sweep sets it.
+        previous: folder of the run that this one is compared with, see ``changes``; ``None`` for the one whose place a
+            run of plain photos takes.
+        refused: why the run just finished did not take its place but is kept beside it; ``None`` where it did.
         features_from_seed: a sweep took the backbone's features from its run of this seed, so the run's times and
             memory are not those of a run on its own; recorded in ``metrics.json``.
     """
@@ -85,6 +90,8 @@ class ResultsWriter(Callback):
         self.images = images
         self.report = report
         self.quiet = False
+        self.previous: Path | None = None
+        self.refused: str | None = None
         self.features_from_seed: int | None = None
         # Of the run at work or just finished, None before: a Path, what metrics.json has, a DataDescription, a
         # PartialRun and its hidden Path.
@@ -110,6 +117,9 @@ class ResultsWriter(Callback):
         self._listeners = [callback for callback in trainer.callbacks if isinstance(callback, RunListener)]
         self._listeners = self._listeners or default_listeners(self.images, self.report)
         self.metrics, self._seconds, self._started = None, {}, {}
+        self.refused = None
+        if self.previous is not None:
+            Run.read(self.previous)  # before the work: whether it can be compared
         self._start("total")
         environment.start_measuring(trainer.strategy.root_device)
         seed = run_seed(pl_module)
@@ -210,6 +220,7 @@ class ResultsWriter(Callback):
         p_values = _p_values(pl_module, predictions.scores)
         table = predictions_table(predictions, self._thresholds, p_values)
         table.to_csv(self._partial / "predictions.csv", index=False)
+        self._refuse(trainer.datamodule, table)
         config = config_text(trainer)
         (self._partial / "config.yaml").write_text(config)
         take_checkpoint(trainer, self._partial / "model.ckpt")
@@ -218,13 +229,15 @@ class ResultsWriter(Callback):
         self._start("report")
         with self._spared("The data of the figures"):
             self._write_figure_data(pl_module, predictions)
+        with self._spared("The comparison with the run before"):
+            self._write_changes(trainer.datamodule)
         for listener in self._listeners:
             with self._spared(f"What {type(listener).__name__} adds"):
                 listener.on_run_written(self._partial)
         self._stop("report")
         self._stop("total")
         self._write_metrics()
-        self._writing.publish()
+        self.folder = self._writing.publish()
         self._writing = self._partial = None
         discard_workspace(trainer)
         log_results(trainer.loggers, {**metrics, "seconds": self._seconds}, config, self.folder)
@@ -298,6 +311,26 @@ class ResultsWriter(Callback):
         self.metrics["seconds"] = {name: round(seconds, 3) for name, seconds in self._seconds.items()}
         # Renamed, so that a disk that is full the second time leaves what was written the first time.
         write_whole(self._partial / "metrics.json", json.dumps(self.metrics, indent=2, allow_nan=False) + "\n")
+
+    def _refuse(self, datamodule: Any, table: pd.DataFrame) -> None:
+        """Keep a model that lets a known defect pass from taking the place of the one before."""
+        known = getattr(datamodule, "known_defects", ())
+        passed = [row.image_path for row in table.itertuples() if row.image_path in known and not row.predicted_label]
+        if passed:
+            self.refused = (
+                f"{len(passed)} of {len(known)} known defects would pass: {first_few(passed)}. So this run is kept as "
+                f"{self.folder}.refused, and does not become {self.folder}."
+            )
+            write_whole(self._partial / REFUSED_FILE, self.refused + "\n")
+
+    def _write_changes(self, datamodule: Any) -> None:
+        folder = self.previous or (self.folder if isinstance(datamodule, Photos) else None)
+        if folder is None or not (folder / "metrics.json").is_file():
+            return
+        before, after = Run.read(folder), Run.read(self._partial)
+        if before.calibration and after.calibration:
+            text = json.dumps(describe_changes(before, after), indent=2, allow_nan=False)
+            write_whole(self._partial / CHANGES_FILE, text + "\n")
 
     def _write_figure_data(self, pl_module: LightningModule, predictions: Predictions) -> None:
         model = pl_module.model
