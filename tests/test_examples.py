@@ -1,8 +1,13 @@
 """The examples, run as a user would run them, and what they compute."""
 
 import importlib.util
+import itertools
 import json
+import subprocess
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +59,46 @@ def test_a_photo_is_judged_as_in_the_run(example, run_folder, capsys):
     predictor = judging.load_predictor(run_folder)
     row, column = judging.where(judging.look(predictor, np.asarray(Image.open(tested["image_path"]).convert("RGB"))))
     assert 0 < row < 1 and 0 < column < 1
+
+
+def test_no_alarm_is_lost_where_the_reader_is_killed_and_the_server_is_away(tmp_path):
+    told, answers = [], itertools.cycle([500, 200, 200])
+
+    class Server(BaseHTTPRequestHandler):
+        def do_POST(self):
+            row = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(answer := next(answers))
+            self.end_headers()
+            if answer == 200:
+                told.append(row)
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    file = tmp_path / "verdicts.jsonl"
+    command = [sys.executable, EXAMPLES / "alarms_to_webhook.py", file, f"http://127.0.0.1:{server.server_port}"]
+    rows = [{"path": f"{i}.png", "verdict": "good" if i % 3 else "anomalous", "regions": [i]} for i in range(30)]
+    rows[7] = {"path": "7.png", "error": "damaged"}
+    alarms = [row for row in rows if row.get("verdict") != "good"]
+
+    def wait(count):
+        until = time.monotonic() + 30
+        while time.monotonic() < until and len({row["path"] for row in told}) < count:
+            time.sleep(0.01)
+
+    text = "".join(f"{json.dumps(row)}\n" for row in rows)
+    for start, count in ((0, 3), (700, 6), (1400, len(alarms))):
+        process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL)
+        with file.open("a") as lines:  # cut in the middle of a line
+            lines.write(text[start : start + 700] if count < len(alarms) else text[start:])
+        wait(count)
+        process.kill()
+        process.wait()
+    server.shutdown()
+    assert [row for i, row in enumerate(told) if row not in told[:i]] == alarms
+    assert len(told) <= len(alarms) + 3  # one again for each kill
 
 
 @pytest.mark.slow

@@ -342,6 +342,17 @@ def test_a_model_that_is_exchanged_judges_from_the_next_photo_on_in_the_same_log
     assert "0.1, threshold 0.1000" in changed and "The file is damaged" in refused and "the one before stays" in refused
 
 
+def test_a_row_is_given_out_before_it_is_done(tmp_path, quick):
+    """So that what reads the rows loses none where all is killed in between."""
+    write_photo(tmp_path / "photos" / "a.png")
+    for _ in range(2):
+        with VerdictLog(tmp_path / "v.csv") as log:
+            given = watch(brightness_model(), tmp_path / "photos", log, threading.Event())
+            assert Path(next(given)["path"]).name == "a.png"
+            given.close()
+            assert len(log) == 0
+
+
 def test_the_log_of_an_earlier_version_goes_on_with_its_own_columns(tmp_path):
     header = "path,score,normalised_score,p_value,verdict,threshold,map_mean,drift,error,size,mtime_ns,model,time\n"
     (tmp_path / "v.csv").write_text(f"{header}a.png,1,0.5,0.2,good,2,0.25,1,,10,20,m,now\n")

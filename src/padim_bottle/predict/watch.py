@@ -91,7 +91,7 @@ def watch(
     Args:
         model: judges.
         folder: to watch; hidden files are left alone.
-        log: gets a line a photo, before the photo's row is returned.
+        log: gets a line a photo, when the next row is asked for.
         stop: ends the watching after the photo that is being judged.
         batch_size: photos at a time, where many are waiting.
         pictures: draws each photo, too.
@@ -127,8 +127,9 @@ def watch(
                 ):
                     say(f"no pictures: {why}")
                 row = verdict_row(predictor.rule, path, outcome, monitor)
-                log.add(row, inbox.done(path))
+                # Given out first: where the process is killed in between, it comes twice, and never not at all.
                 yield row
+                log.add(row, inbox.done(path))
                 if stop.is_set() or model.changed():
                     break
 
