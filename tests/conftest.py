@@ -27,6 +27,17 @@ for name, folder in (
 TINY = {"size": 64, "train_good": 12, "test_good": 4, "test_per_defect": 3, "seed": 0}
 
 
+# Whoever uses one is slow.
+SLOW = {"exports", "swept", "tuned", "browser"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if SLOW.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch):
     """Tests are offline: whoever asks the hub gets an answer at once."""
@@ -59,14 +70,21 @@ def bottles(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def _resnet18(tmp_path_factory) -> Path:
+    """A ResNet-18 of random weights, as the hub has it."""
+    folder = tmp_path_factory.mktemp("resnet18")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_for_hf(timm.create_model("resnet18.tv_in1k", pretrained=False), folder, safe_serialization=True)
+    return folder
+
+
 @pytest.fixture
-def random_weights(tmp_path, monkeypatch) -> Path:
+def random_weights(tmp_path, monkeypatch, _resnet18) -> Path:
     """A weights folder as a user would have it, with a ResNet-18 of random weights in it."""
     root = tmp_path / "weights"
-    torch.manual_seed(0)
-    save_for_hf(
-        timm.create_model("resnet18.tv_in1k", pretrained=False), root / "resnet18.tv_in1k", safe_serialization=True
-    )
+    shutil.copytree(_resnet18, root / "resnet18.tv_in1k", copy_function=os.link)
     monkeypatch.setenv("PADIM_WEIGHTS_DIR", str(root))
     return root
 

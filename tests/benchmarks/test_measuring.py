@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
@@ -12,7 +11,7 @@ from contender import Contender
 from fit import ANOMALIB, IMAGE_SIZE, OURS, fit, new_model, random_features
 from predict import anomalib_state_dict, cell
 from process import run_measured
-from record import print_rows, ratio, spread
+from record import ratio, spread
 from train import measure_pairs
 
 from padim_bottle.errors import UserError
@@ -47,22 +46,12 @@ def test_interrupting_a_measurement_ends_the_commands_processes(monkeypatch):
     ]
 
 
-def sleeper(seconds):
-    return lambda factor: time.sleep(seconds * factor)
-
-
 def hoarder():
     return lambda size: len(b"x" * size) and None
 
 
 def failing():
     raise RuntimeError("no such model")
-
-
-def test_a_contender_is_timed_in_its_own_process():
-    contender = Contender(sleeper, 0.1)
-    assert contender(3)[0] >= 0.3
-    contender.close()
 
 
 def test_a_contenders_memory_is_what_it_took_since_it_was_ready():
@@ -125,11 +114,6 @@ def test_cells_are_medians_and_the_ratio_is_theirs():
     assert spread([2.5e9], "GB", 1e-9, 2) == "2.50 GB"
     assert ratio([3.0, 1.0, 8.0], [1.0, 2.0, 1.5]) == "2.0"
     assert cell(range(1, 101)) == "50.5 ms (95 %: 95.0)"
-
-
-def test_a_table_is_printed(capsys):
-    print_rows("Title", [["a", "1", "2", "0.5"]])
-    assert "Anomalib / here" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("script", ["train", "sweep", "fit", "predict", "gpu_check"])

@@ -11,19 +11,7 @@ from padim_bottle.commands.arguments import Override, positive
 from padim_bottle.commands.command_line import VERBS, call
 
 ROOT = Path(__file__).parents[2]
-HEAVY = {
-    "torch",
-    "torchvision",
-    "anomalib",
-    "lightning",
-    "numpy",
-    "pandas",
-    "scipy",
-    "matplotlib",
-    "cv2",
-    "gradio",
-    "ray",
-}
+HEAVY = set("torch torchvision anomalib lightning numpy pandas scipy matplotlib cv2 gradio ray".split(" "))  # noqa: SIM905
 
 
 def judge(
@@ -62,20 +50,8 @@ def hand_on(*overrides: Override, seed: int | None = None) -> None:
 def test_a_signature_is_a_command_line():
     assert call(judge, ["--model", "run"], "judge") == 0
     assert judge.seen == ((), Path("run"), 8, None, False)
-    words = [
-        "a",
-        "b",
-        "--batch-size=2",
-        "--formats",
-        "onnx",
-        "openvino",
-        "--formats",
-        "onnx",
-        "--dry-run",
-        "--model",
-        "x",
-    ]
-    assert call(judge, words, "judge") == 1
+    words = "a b --batch-size=2 --formats onnx openvino --formats onnx --dry-run --model x"
+    assert call(judge, words.split(), "judge") == 1
     assert judge.seen == (("a", "b"), Path("x"), 2, ["onnx", "openvino", "onnx"], True)
 
 
@@ -146,11 +122,7 @@ def test_padim_bottle_says_what_there_is(words, code, named):
 
 
 def test_a_python_without_the_package_gives_no_verdict(tmp_path):
-    done = python(
-        "-I",
-        "-S",
-        "-c",
-        f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import predict, door; door.enter('predict')",
-    )
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import predict, door; door.enter('predict')"
+    done = python("-I", "-S", "-c", code)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and "pip install" in done.stderr

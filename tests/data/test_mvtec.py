@@ -20,9 +20,7 @@ RESIZE = Resize((24, 32), antialias=True)
 
 def with_model(datamodule, transform=RESIZE):
     """Set the data module up as a trainer whose model has this pre-processor would."""
-    datamodule.trainer = SimpleNamespace(
-        model=SimpleNamespace(pre_processor=SimpleNamespace(transform=transform)),
-    )
+    datamodule.trainer = SimpleNamespace(model=SimpleNamespace(pre_processor=SimpleNamespace(transform=transform)))
     datamodule.prepare_data()
     datamodule.setup()
     return datamodule

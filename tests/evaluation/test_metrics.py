@@ -238,10 +238,7 @@ def test_image_metrics_need_no_maps():
 @pytest.mark.parametrize(
     ("predictions", "defined"),
     [
-        (
-            image_predictions(["good", "good"], [1, 2]),
-            {"image_false_alarm_rate": 0.5, "image_precision": 0.0},
-        ),
+        (image_predictions(["good", "good"], [1, 2]), {"image_false_alarm_rate": 0.5, "image_precision": 0.0}),
         (image_predictions(["good"], [1]), {"image_false_alarm_rate": 0.0}),
         (
             image_predictions(["hole", "hole"], [1, 2]),

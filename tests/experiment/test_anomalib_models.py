@@ -35,12 +35,7 @@ def write(bottles, random_weights, tmp_path, monkeypatch):
                 "accelerator": "cpu",
                 "logger": False,
                 "enable_progress_bar": False,
-                "callbacks": [
-                    {
-                        "class_path": "padim_bottle.ResultsWriter",
-                        "init_args": {"experiment": name},
-                    }
-                ],
+                "callbacks": [{"class_path": "padim_bottle.ResultsWriter", "init_args": {"experiment": name}}],
             },
             "default_root_dir": "results/lightning",
             **more,

@@ -24,10 +24,7 @@ from padim_bottle.errors import UserError, explain_failure
 from padim_bottle.model.store import PhotoStore
 
 resource = pytest.importorskip("resource")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(sys.platform != "linux", reason="signals, limits and forks"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="signals, limits and forks")]
 
 
 @pytest.fixture

@@ -74,18 +74,19 @@ def test_training_photos_are_listed_the_oddest_first(run, photos):
     assert len(list((run / "images" / "train").iterdir())) == 12
 
 
-def test_accepted_parts_are_trained_on_with_the_good_ones(photos, tmp_path):
+def test_accepted_parts_are_trained_on_with_the_good_ones_and_a_defect_among_them_is_the_oddest(photos, tmp_path):
     halves = [tmp_path / "good", tmp_path / "accepted"]
     for index, path in enumerate(sorted(photos.iterdir())):
         target = halves[index % 2] / path.name
         target.parent.mkdir(exist_ok=True)
         shutil.copy(path, target)
+    shutil.copy(photos.parent / "test" / "broken_large" / "001.png", tmp_path / "accepted" / "defect.png")
     config = ["--config", str(photos.parent / "small.yaml"), "--results", str(tmp_path / "results")]
     assert run_verb("train", [*config, "--photos", *map(str, halves), "--model.alpha", "0.2"]) == 0
     table = pd.read_csv(tmp_path / "results" / "good" / "seed_42" / "training_photos.csv")
-    assert {Path(path).relative_to(tmp_path).as_posix() for path in table.image_path} == {
-        path.relative_to(tmp_path).as_posix() for half in halves for path in half.iterdir()
-    }
+    paths = [Path(path).relative_to(tmp_path).as_posix() for path in table.image_path]
+    assert set(paths) == {path.relative_to(tmp_path).as_posix() for half in halves for path in half.iterdir()}
+    assert paths[0] == "accepted/defect.png"
 
 
 def test_a_retraining_says_what_changed_and_lets_no_known_defect_pass(photos, tmp_path, capsys):
@@ -141,14 +142,6 @@ def test_a_retraining_says_what_changed_and_lets_no_known_defect_pass(photos, tm
     ):
         assert retrain(more=more) == 2
         assert words in capsys.readouterr().err
-
-
-def test_a_defect_among_the_good_parts_is_the_oddest(photos, tmp_path):
-    shutil.copytree(photos, tmp_path / "mixed")
-    shutil.copy(photos.parent / "test" / "broken_large" / "001.png", tmp_path / "mixed" / "defect.png")
-    assert train(photos, tmp_path / "results", folder=tmp_path / "mixed") == 0
-    table = pd.read_csv(tmp_path / "results" / "mixed" / "seed_42" / "training_photos.csv")
-    assert Path(table.image_path[0]).name == "defect.png"
 
 
 def test_with_a_test_folder_it_is_what_mvtec_ads_layout_gives(photos, bottles, tmp_path, run):

@@ -25,8 +25,6 @@ from padim_bottle.predict.end_to_end import AntialiasedResize
 from padim_bottle.predict.photo_resize import resize_photo
 from padim_bottle.predict.predictor import ImagePrediction, Predictor, load_predictor
 
-pytestmark = pytest.mark.slow
-
 MISSING = {name: [package for package in packages if not find_spec(package)] for name, packages in PACKAGES.items()}
 AVAILABLE = [name for name, missing in MISSING.items() if not missing]
 
@@ -169,6 +167,7 @@ def test_a_run_and_its_exports_cannot_be_confused(exports):
         load_predictor(exports)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(MISSING["onnx"]), reason="needs ONNX Runtime")
 def test_an_export_that_judges_differently_fails_its_proof(run_folder, tmp_path, monkeypatch, capsys):
     # What anomalib's own exporter does.
@@ -226,6 +225,7 @@ def test_a_copy_may_differ_as_far_as_the_checkpoint_does_by_rounding(tmp_path, m
     assert (report["tolerance"]["normalised_score"] > SCORE_TOLERANCE) == (steepness > 1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(MISSING["onnx"]), reason="needs ONNX Runtime")
 def test_any_folder_of_photos_can_be_the_proof(run_folder, tmp_path, bottles):
     arguments = ["--model", str(run_folder / "model.ckpt"), "--format", "onnx", "--output", str(tmp_path / "out")]
@@ -250,6 +250,7 @@ def test_an_export_that_fails_leaves_the_earlier_one(exports, run_folder, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["onnx"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(MISSING["onnx"]), reason="needs ONNX Runtime")
 def test_a_model_without_calibration_has_no_p_value(tmp_path):
     run = train_small(tmp_path, calibration=False)

@@ -20,8 +20,6 @@ from padim_bottle.sweep import driver as sweeps
 from padim_bottle.sweep.feature_cache import FeatureCache
 from padim_bottle.sweep.plan import name_suffix, parse_seeds
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
@@ -92,12 +90,12 @@ def test_a_swept_run_is_the_run_that_train_makes(swept, workplace):
     torch.testing.assert_close(*states, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("name", ["folder", "mvtec_ad2"])
-def test_seeds_share_the_backbones_pass_whatever_the_data(name, bottles, tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_seeds_share_the_backbones_pass_whatever_the_data(bottles, tmp_path, monkeypatch, capsys):
     """anomalib's own data modules shuffle, so a sum over images may differ in its last digits, and no more."""
     monkeypatch.chdir(tmp_path)
-    getattr(other_data, f"lay_out_{name}")(bottles / "bottle", tmp_path / "data")
-    config = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
+    other_data.lay_out_folder(bottles / "bottle", tmp_path / "data")
+    config = yaml.safe_load((ROOT / "configs" / "folder.yaml").read_text())
     config["data"]["init_args"] |= {"root": "data", "num_workers": 0}
     config["model"]["init_args"] |= {"image_size": [64, 64], "n_features": 40, "pre_trained": False}
     config["trainer"] |= {"accelerator": "cpu", "enable_progress_bar": False}
@@ -105,10 +103,10 @@ def test_seeds_share_the_backbones_pass_whatever_the_data(name, bottles, tmp_pat
     Path("other.yaml").write_text(yaml.safe_dump(config))
     arguments = write_sweep(experiments=["other.yaml"])
     assert run_verb("sweep", [*arguments, "--seeds", "0-1", "--results", "swept"]) == 0
-    shared = tmp_path / "swept" / name / "seed_1"
+    shared = tmp_path / "swept" / "folder" / "seed_1"
     assert read(shared)["features_from_seed"] == 0
     train(Path("other.yaml"), seed=1, results=tmp_path / "alone")
-    alone = tmp_path / "alone" / name / "seed_1"
+    alone = tmp_path / "alone" / "folder" / "seed_1"
     assert read(alone)["data"] == read(shared)["data"]
     ours, theirs = (pd.read_csv(run / "predictions.csv").set_index("image_path") for run in (shared, alone))
     np.testing.assert_allclose(ours.score, theirs.score[ours.index], rtol=1e-4)
@@ -196,8 +194,7 @@ def test_two_keys_with_the_same_end_are_spelled_in_full():
 
 
 @pytest.mark.parametrize(
-    ("seeds", "expected"),
-    [("0-3", [0, 1, 2, 3]), ("7", [7]), (5, [5]), ([3, 1, 3], [3, 1]), ("0-1, 5", [0, 1, 5])],
+    ("seeds", "expected"), [("0-3", [0, 1, 2, 3]), ("7", [7]), (5, [5]), ([3, 1, 3], [3, 1]), ("0-1, 5", [0, 1, 5])]
 )
 def test_seeds_are_ranges_lists_or_both(seeds, expected):
     assert parse_seeds(seeds) == expected
@@ -260,6 +257,7 @@ def test_two_sweeps_in_one_results_folder_are_refused(swept, capsys):
     assert "Another sweep is at work in swept" in line
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_recorded_and_stops_no_other(workplace, monkeypatch, capsys):
     from padim_bottle.runs.writer import ResultsWriter
 
@@ -288,6 +286,7 @@ def test_a_run_that_fails_is_recorded_and_stops_no_other(workplace, monkeypatch,
     assert not (folder / "seed_0.failed.json").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_over_photos_without_test_photos_knows_its_runs_and_compares_them(workplace, bottles, capsys):
     photos = {"class_path": "padim_bottle.Photos", "init_args": {"folder": str(bottles / "bottle" / "train" / "good")}}
     arguments = [*write_sweep("own.yaml", seeds=[0, 1], overrides={"data": photos}), "--results", "own"]
@@ -300,6 +299,7 @@ def test_a_sweep_over_photos_without_test_photos_knows_its_runs_and_compares_the
     assert "2 runs, 2 of them done" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_shards_divide_a_sweep_and_a_comparison_joins_them(workplace, capsys):
     """Uncalibrated, a run has a pass over validation images, so no features are shared: every seed is a plain run."""
     from filelock import FileLock

@@ -26,8 +26,6 @@ from padim_bottle.model.backbone import FrozenBackbone
 from padim_bottle.tune.measure import make_splits, training_paths
 from padim_bottle.tune.settings import METRICS, TuneSettings, read_grid, read_settings
 
-pytestmark = pytest.mark.slow
-
 PHOTOS = 24
 SETTINGS = {"splits": 2, "seeds": [3, 4], "anomalies": {"size": [0.2, 0.4], "scratch_width": [0.03, 0.05]}}
 GRID = [
@@ -230,6 +228,7 @@ def test_a_mistake_in_the_yaml_is_refused_in_one_line(workplace, settings, words
     assert all(word in line for word in words), line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16), ("bf16-true", None)]
 )
