@@ -9,6 +9,8 @@ import pytest
 import torch
 from gpu_check import TOLERANCE, compare
 
+from padim_bottle.commands.command_line import run_verb
+
 ROOT = Path(__file__).parents[2]
 SMALL = ["--model.init_args.image_size", "[64, 64]", "--model.init_args.n_features", "20",
          "--data.init_args.size", "64", "--data.init_args.train_good", "12", "--data.init_args.test_good", "4",
@@ -25,6 +27,7 @@ def test_without_a_gpu_one_line_says_so(monkeypatch, capsys):
 @pytest.mark.slow
 def test_the_same_device_twice_agrees_to_the_last_digit(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(gpu_check, "run_measured", lambda command, _: run_verb("train", command[2:]))
     data = ["--data.init_args.root", str(tmp_path / "data")]
     arguments = ["--config", "configs/demo.yaml", "--accelerator", "cpu", "--output", str(tmp_path), *SMALL, *data]
     assert gpu_check.command(arguments) == 0

@@ -227,7 +227,8 @@ def test_a_copy_may_differ_as_far_as_the_checkpoint_does_by_rounding(tmp_path, m
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(MISSING["onnx"]), reason="needs ONNX Runtime")
-def test_any_folder_of_photos_can_be_the_proof(run_folder, tmp_path, bottles):
+def test_any_folder_of_photos_can_be_the_proof(exports, run_folder, tmp_path, bottles, monkeypatch):
+    monkeypatch.setattr("padim_bottle.export.formats.export", lambda *_: {"onnx": exports / "onnx"})  # made already
     arguments = ["--model", str(run_folder / "model.ckpt"), "--format", "onnx", "--output", str(tmp_path / "out")]
     assert run_verb("export", [*arguments, "--images", str(bottles / "bottle" / "test" / "good")]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -238,12 +239,13 @@ def test_any_folder_of_photos_can_be_the_proof(run_folder, tmp_path, bottles):
 
 @pytest.mark.skipif(bool(MISSING["onnx"]), reason="needs ONNX Runtime")
 def test_an_export_that_fails_leaves_the_earlier_one(exports, run_folder, tmp_path, monkeypatch):
-    def fail(*_):
+    def fail(_, folder):
+        (folder / "half").touch()
         raise OSError("disk full")
 
     shutil.copytree(exports / "onnx", tmp_path / "onnx")
     before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "onnx").iterdir()}
-    monkeypatch.setattr("padim_bottle.export.formats.write_card", fail)
+    monkeypatch.setattr("padim_bottle.export.formats.trace", fail)
     with pytest.raises(UserError, match="disk full"):
         export(run_folder / "model.ckpt", ["onnx"], tmp_path)
     assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "onnx").iterdir()} == before
@@ -253,7 +255,7 @@ def test_an_export_that_fails_leaves_the_earlier_one(exports, run_folder, tmp_pa
 @pytest.mark.slow
 @pytest.mark.skipif(bool(MISSING["onnx"]), reason="needs ONNX Runtime")
 def test_a_model_without_calibration_has_no_p_value(tmp_path):
-    run = train_small(tmp_path, calibration=False)
+    run = train_small(tmp_path, report=False, calibration=False)
     export(run / "model.ckpt", ["onnx"], tmp_path)
     table = pd.read_csv(run / "predictions.csv")
     predictions = load_predictor(tmp_path / "onnx").predict([read_image(path) for path in table["image_path"]])

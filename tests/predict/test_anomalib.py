@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from anomalib.cli.cli import main
 from anomalib.data import PredictDataset
-from anomalib.deploy import ExportType, OpenVINOInferencer
+from anomalib.deploy import OpenVINOInferencer
 from anomalib.engine import Engine
 
 from padim_bottle import Padim
@@ -50,19 +50,6 @@ def test_the_engine_predicts_with_a_checkpoint(engine, model, run_folder, table,
     assert verdicts == table.loc[list(verdicts), "predicted_label"].to_dict()
 
 
-def test_what_the_engine_exports_predicts(engine, model, run_folder, table, tmp_path, monkeypatch):
-    pytest.importorskip("openvino")
-    monkeypatch.chdir(tmp_path)
-    written = engine.export(model, ExportType.OPENVINO, ckpt_path=run_folder / "model.ckpt")
-    inferencer = OpenVINOInferencer(written, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
-    # anomalib's exporter switches antialiasing off: at the network's own size nothing is resized.
-    photos = [cv2.resize(read_image(path), (64, 64), interpolation=cv2.INTER_AREA) for path in table.index]
-    for photo, expected in zip(photos, load_predictor(run_folder, device="cpu").predict(photos), strict=True):
-        actual = inferencer.predict(photo)
-        assert actual.pred_score.item() == pytest.approx(expected.normalised_score, abs=1e-4)
-        assert bool(actual.pred_label) == expected.anomalous
-
-
 @pytest.fixture
 def anomalib(tmp_path, monkeypatch):
     """Run anomalib's command line with the settings of the model; what a checkpoint does not tell it has to be said."""
@@ -83,9 +70,14 @@ def test_anomalibs_command_predicts_with_a_checkpoint(anomalib, run_folder, good
     assert len(list(tmp_path.rglob("*.png"))) == 4
 
 
-def test_anomalibs_command_exports_a_checkpoint(anomalib, run_folder, tmp_path):
-    ort = pytest.importorskip("onnxruntime")
-    anomalib("export", "--export_type", "onnx", "--ckpt_path", run_folder / "model.ckpt")
-    (written,) = tmp_path.rglob("*.onnx")
-    outputs = {output.name for output in ort.InferenceSession(written).get_outputs()}
-    assert outputs == {"pred_score", "pred_label", "anomaly_map", "pred_mask"}
+def test_what_anomalibs_command_exports_predicts(anomalib, run_folder, table, tmp_path):
+    pytest.importorskip("openvino")
+    anomalib("export", "--export_type", "openvino", "--ckpt_path", run_folder / "model.ckpt")
+    (written,) = tmp_path.rglob("*.xml")
+    inferencer = OpenVINOInferencer(written, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
+    # anomalib's exporter switches antialiasing off: at the network's own size nothing is resized.
+    photos = [cv2.resize(read_image(path), (64, 64), interpolation=cv2.INTER_AREA) for path in table.index]
+    for photo, expected in zip(photos, load_predictor(run_folder, device="cpu").predict(photos), strict=True):
+        actual = inferencer.predict(photo)
+        assert actual.pred_score.item() == pytest.approx(expected.normalised_score, abs=1e-4)
+        assert bool(actual.pred_label) == expected.anomalous
