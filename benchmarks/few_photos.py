@@ -51,7 +51,7 @@ def maps_of(model: Padim, batches: Iterator[Any]) -> torch.Tensor:
 
 def called(maps: torch.Tensor, calibration: Calibration, plain: bool) -> np.ndarray:
     """Return which maps (n, H, W) a calibrated model calls anomalous."""
-    standard = maps if plain else (maps - calibration.map_mean) / calibration.map_std
+    standard = maps if plain else (maps - calibration.scored_mean) / calibration.scored_std
     return standard.flatten(1).amax(1).numpy() >= Rule.calibrated(calibration.scores, ALPHA).threshold
 
 

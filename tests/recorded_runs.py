@@ -89,8 +89,8 @@ def write_run(
             folder / DATA_FILE,
             predictions,
             thresholds,
-            map_mean=np.ones(extent, np.float32),
-            map_std=np.full(extent, 0.5, np.float32),
+            scored_mean=np.ones(extent, np.float32),
+            scored_std=np.full(extent, 0.5, np.float32),
         )
     if pictures:
         scale = HeatmapScale.from_threshold(6.0, 3.0)

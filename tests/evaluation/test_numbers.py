@@ -131,7 +131,7 @@ def test_order_and_batch_size_of_the_training_images_do_not_matter():
         order = torch.randperm(15, generator=torch.Generator().manual_seed(seed))
         other_model, other = trained(images, order, batch_size)
         result = other_model(new)
-        for name in ("scores", "pixel_threshold", "pixel_median", "map_mean", "map_std"):
+        for name in ("scores", "pixel_threshold", "pixel_median", "scored_mean", "scored_std"):
             torch.testing.assert_close(getattr(other, name), getattr(calibration, name), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(result.anomaly_map, expected.anomaly_map, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(result.pred_score, expected.pred_score, rtol=1e-4, atol=0)
@@ -141,7 +141,7 @@ def test_order_and_batch_size_of_the_training_images_do_not_matter():
 def test_identical_training_images_give_finite_numbers_and_a_warning(pixel, caplog):
     images = torch.full((6, 3, 64, 64), pixel)
     model, calibration = trained(images, torch.arange(6), 4)
-    for name in ("scores", "pixel_threshold", "map_mean", "map_std"):
+    for name in ("scores", "pixel_threshold", "scored_mean", "scored_std"):
         assert torch.isfinite(getattr(calibration, name)).all()
     assert "training images do not differ" in caplog.text
     same, other = model(torch.cat([images[:1], images[:1] + torch.rand(1, 3, 64, 64)])).pred_score

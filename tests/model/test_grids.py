@@ -15,7 +15,8 @@ from padim_bottle import Padim
 from padim_bottle.errors import UserError
 from padim_bottle.model import gaussian
 from padim_bottle.model.anomaly_map import fuse, guide
-from padim_bottle.model.embedding import mean_pool
+from padim_bottle.model.embedding import PatchEmbedding, mean_pool
+from padim_bottle.model.grid import PatchGrid
 
 GRIDS = [["layer1"], ["layer1", "layer2", "layer3"]]
 
@@ -46,22 +47,97 @@ def test_each_grids_gaussians_equal_anomalibs(trained, bottles):
         assert ((grid.gaussian.inv_covariance - expected).abs() / largest).max() < 1e-5
 
 
-def test_leave_one_out_maps_equal_refitting(trained, bottles, monkeypatch):
-    model = trained[0]
+@pytest.mark.parametrize("options", [{}, {"share": 2}, {"share": [3, 1], "tolerance": 1}], ids=str)
+def test_leave_one_out_maps_equal_refitting(bottles, tmp_path, monkeypatch, options):
+    size = (56, 72) if options else (64, 64)  # 14 x 18 positions: no whole number of cells of 3 x 3
+    options = {**options, "image_size": size, "image_score": "distances", "position_calibration": False}
+    model = two_grids(**options)
+    run(model, bottles, tmp_path)
     images = training_images(model, bottles)
-    maps = model.leave_one_out_maps([0, 5, 11])
+    maps, scores = model.leave_one_out_maps([0, 5, 11]), model.training_scores.scores
     # The ridge is a fixed scatter: that of all 12 images.
     monkeypatch.setattr(gaussian, "COVARIANCE_EPSILON", gaussian.COVARIANCE_EPSILON * 11 / 10)
     for row, i in enumerate((0, 5, 11)):
-        refitted = two_grids().model
+        refitted = two_grids(**options).model
         refitted.train()
         refitted(torch.cat([images[:i], images[i + 1 :]]))
         refitted.fit()
         for grid, fitted in zip(refitted.grids, model.model.grids, strict=True):
             grid.typical.copy_(fitted.typical)  # of all images, by definition
-        torch.testing.assert_close(
-            maps[row], refitted.eval()(images[i : i + 1]).anomaly_map[0, 0], rtol=1e-3, atol=1e-4
-        )
+        found = refitted.eval()(images[i : i + 1])
+        torch.testing.assert_close(maps[row], found.anomaly_map[0, 0], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(scores[i], found.pred_score[0, 0], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (5, 3)])
+def test_a_cells_positions_share_their_mean_covariance_and_have_means_of_their_own(shape):
+    """Literally, at every position: cells at the border have fewer positions."""
+    features = {"layer": torch.randn(30, 6, *shape, generator=torch.Generator().manual_seed(0)).double()}
+    features["layer"][:, :, 1] *= 3
+    grid = PatchGrid(PatchEmbedding({"layer": 6}, 6), share=2)
+    grid.collect(features, keep=False)
+    grid.fit(None)
+    found = grid.distance(features)
+    x = features["layer"].permute(0, 2, 3, 1)
+    for row, column in np.ndindex(*shape):
+        cell = x[:, row // 2 * 2 :, column // 2 * 2 :][:, :2, :2].flatten(1, 2)
+        covariance = torch.stack([torch.cov(cell[:, k].T) for k in range(cell.shape[1])]).mean(0)
+        covariance += gaussian.COVARIANCE_EPSILON * torch.eye(6)
+        delta = x[:, row, column] - x[:, row, column].mean(0)
+        expected = (delta * torch.linalg.solve(covariance, delta.T).T).sum(1).sqrt()
+        torch.testing.assert_close(found[:, row, column].double(), expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("tolerance", [1, 2])
+def test_tolerance_is_the_smallest_distance_to_the_gaussians_around(tolerance):
+    features = {"layer": torch.randn(30, 5, 4, 3, generator=torch.Generator().manual_seed(0))}
+    near, strict = (PatchGrid(PatchEmbedding({"layer": 5}, 5), tolerance=t) for t in (tolerance, 0))
+    for grid in (near, strict):
+        grid.collect(features, keep=False)
+        grid.fit(None)
+    found = near.distance(features)
+    for row, column in np.ndindex(4, 3):
+        x = features["layer"][:, :, row, column]
+        everywhere = x[:, :, None, None].expand(-1, -1, 4, 3)  # what is here, shown to all Gaussians
+        distances = strict.distance({"layer": everywhere})
+        top, left = max(0, row - tolerance), max(0, column - tolerance)
+        around = distances[:, top : row + tolerance + 1, left : column + tolerance + 1]
+        torch.testing.assert_close(found[:, row, column], around.flatten(1).amin(1), rtol=1e-5, atol=1e-6)
+
+
+def test_the_coarsest_grid_has_so_many_positions_whatever_the_images_size(bottles, tmp_path):
+    model = two_grids(coarsest_side=3, image_size=(64, 96))
+    run(model, bottles, tmp_path)
+    features = model.model.cpu().feature_extractor(training_images(model, bottles))
+    pooled = torch.cat([F.adaptive_avg_pool2d(features[layer], (2, 3)) for layer in GRIDS[1]], 1)
+    torch.testing.assert_close(model.model.grids[1].gaussian.mean, pooled.mean(0).flatten(1).T, rtol=1e-4, atol=1e-5)
+    assert model.model.grids[0].gaussian.mean.shape == (16 * 24, 64)
+
+
+def test_a_photo_that_looks_good_damps_its_map(bottles, tmp_path):
+    plain, damped = (two_grids(image_score="distances", share=[2, 1], damped=damped) for damped in (False, True))
+    (flat, _), (found, engine) = (run(model, bottles, tmp_path / str(i)) for i, model in enumerate((plain, damped)))
+    assert torch.equal(found["scores"], flat["scores"])
+    # The thresholds do not know it.
+    assert torch.equal(damped.post_processor.pixel_threshold, plain.post_processor.pixel_threshold)
+    scores = plain.training_scores.scores
+    maps = plain.leave_one_out_maps(range(12))
+    level = np.sort(np.quantile(maps.flatten(1), 0.99, axis=1, method="inverted_cdf"))[5]  # the lower median of 12
+    half = torch.nextafter(scores.max(), torch.tensor(torch.inf))  # of 12 photos, for 5 %
+
+    def expected(s, u):
+        w = torch.sigmoid((u - half) / scores.std())[:, None, None]
+        return s.clamp(max=level) + w * (s - level).clamp(min=0)
+
+    torch.testing.assert_close(found["maps"], expected(flat["maps"], flat["scores"]), rtol=1e-4, atol=1e-5)
+    left_out = damped.leave_one_out_maps(range(12))
+    torch.testing.assert_close(left_out, expected(maps, scores), rtol=1e-4, atol=1e-5)
+    # Drift is told by the maps that new photos have.
+    torch.testing.assert_close(damped.post_processor.calibration_map_means, left_out.mean((1, 2)), rtol=1e-4, atol=0)
+    restored = Padim.load_from_checkpoint(engine.best_model_path).eval()
+    images = training_images(damped, bottles)[:2]
+    with torch.no_grad():
+        assert torch.equal(restored(images).anomaly_map, damped.eval().cpu()(images).anomaly_map)
 
 
 def test_the_map_is_the_formula_of_the_distances(trained, bottles):
@@ -131,7 +207,13 @@ def test_leave_one_out_maps_are_guided_by_their_own_photos(bottles, tmp_path):
         {"n_features": 50, "guided": 2},
         {"support": math.inf},
         {"grids": [["layer2", "layer3"]], "n_features": 30},
-        {"grids": [["layer1"], ["layer2"], ["layer1", "layer3"]], "image_size": (48, 80)},
+        {
+            "grids": [["layer1"], ["layer2"], ["layer1", "layer3"]],
+            "image_size": (48, 80),
+            "share": [3, 2, 1],
+            "tolerance": 1,
+        },
+        {"grids": None, "n_features": 30, "share": 2, "image_score": "distances", "damped": True},
     ],
 )
 def test_every_option_trains_and_restores(bottles, tmp_path, options):
@@ -165,6 +247,12 @@ def test_where_all_channels_are_kept_nothing_is_random(trained):
         ({"guided": 0}, "guided: 0 is no radius"),
         ({"guided": 40}, "guided: 40 is no radius"),
         ({"n_features": 0}, "less than 1"),
+        ({"share": 0}, "share: 0 is not a number of 1 or more"),
+        ({"share": [2]}, "or one for each of the grids"),
+        ({"coarsest_side": 0}, "coarsest_side: 0"),
+        ({"tolerance": -1}, "tolerance: -1 is not 0 or more"),
+        ({"tolerance": 1, "share": 2}, "last grid's share is not 1"),
+        ({"calibration": False, "grids": None, "damped": True}, "damped: it needs calibration: true"),
     ],
 )
 def test_impossible_grids_are_refused(options, words):

@@ -70,7 +70,7 @@ def test_anomaly_maps_and_metrics_equal_anomalibs(anomalibs, plain):
 def test_position_calibration_leaves_the_anomaly_map_alone(plain, calibrated):
     torch.testing.assert_close(calibrated[1]["maps"], plain[1]["maps"], rtol=2e-3, atol=1e-3)
     model = calibrated[0].model
-    z = (calibrated[1]["maps"] - model.map_mean) / model.map_std
+    z = (calibrated[1]["maps"] - model.scored_mean) / model.scored_std
     torch.testing.assert_close(calibrated[1]["scores"], z.flatten(1).amax(1))
 
 

@@ -138,7 +138,7 @@ def damaged(kind: str, source: Path, folder: Path) -> Path:
     else:
         checkpoint = torch.load(source, weights_only=True)
         if kind == "missing tensor":
-            del checkpoint["state_dict"]["model.map_mean"], checkpoint["state_dict"]["post_processor.image_scale"]
+            del checkpoint["state_dict"]["model.scored_mean"], checkpoint["state_dict"]["post_processor.image_scale"]
         elif kind == "wrong shape":
             checkpoint["state_dict"]["model.gaussian.mean"] = torch.zeros(3, 3)
         elif kind == "other class":
@@ -219,9 +219,10 @@ def test_another_false_alarm_rate_is_what_training_with_it_gives(run_folder, alp
             image_scores=padim.post_processor.calibration_scores,
             pixel_threshold=torch.tensor(1.0),
             pixel_median=torch.tensor(0.5),
+            pixel_level=torch.tensor(0.9),
             map_means=torch.ones(12),
-            map_mean=torch.ones(64, 64),
-            map_std=torch.ones(64, 64),
+            scored_mean=torch.ones(64, 64),
+            scored_std=torch.ones(64, 64),
         )
     )
     expected = padim.post_processor(InferenceBatch(pred_score=raw, anomaly_map=raw[..., None, None]))

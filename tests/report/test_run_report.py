@@ -318,5 +318,5 @@ def test_a_trained_run_has_a_report_of_its_own_thresholds(run_folder, monkeypatc
     own = next(reference for reference in reference_thresholds(run)[0] if "this run's own" in reference.note)
     assert own.value == model.post_processor.image_threshold.item()
     np.testing.assert_array_equal(run.calibration_scores, model.post_processor.calibration_scores.numpy())
-    np.testing.assert_array_equal(run.arrays["map_std"], model.model.map_std.numpy())
+    np.testing.assert_array_equal(run.arrays["scored_std"], model.model.scored_std.numpy())
     assert run.counts(own.value) == run.metrics["confusion_matrix"]

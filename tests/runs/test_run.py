@@ -45,7 +45,7 @@ def test_missing_values_are_read_by_one_rule(tmp_path):
     assert run.predictions["predicted_label"].isna().all() and run.predictions["p_value"].isna().all()
     assert run.calibration == {} and len(run.calibration_scores) == 0
     assert run.training.empty
-    assert run.arrays.keys() >= {"pro_names", "map_mean"}
+    assert run.arrays.keys() >= {"pro_names", "scored_mean"}
 
 
 def test_training_photos_come_oddest_first(tmp_path):

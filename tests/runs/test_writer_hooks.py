@@ -39,7 +39,7 @@ class Model(torch.nn.Module):
         self.seed, self.hparams = seed, {"seed": seed}
         self.weights = Weights("resnet18.tv_in1k", "random", None)
         self.post_processor = Post()
-        self.model = SimpleNamespace(position_calibration=True)
+        self.model = SimpleNamespace(position_calibration=True, scores_map=True)
         self.device = torch.device("cpu")
 
 

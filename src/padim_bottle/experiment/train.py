@@ -11,6 +11,7 @@ from typing import Any
 
 import anomalib.data
 import timm
+import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.engine import Engine
 from anomalib.models import AnomalibModule
@@ -25,6 +26,7 @@ from padim_bottle.data.samples import prepare
 from padim_bottle.errors import UserError, in_a_line
 from padim_bottle.experiment.config import ExperimentConfig, in_one_line
 from padim_bottle.model.backbone import LOCAL_PREFIX, Weights, locate_weights
+from padim_bottle.model.padim import Padim
 from padim_bottle.runs.writer import ResultsWriter
 
 _ATTEMPTS = 50
@@ -115,6 +117,8 @@ def build(
     _use_our_copy(built.data)
 
     trainer = dict(built.trainer)
+    if trainer["accelerator"] == "auto" and not torch.cuda.is_available() and isinstance(built.model, Padim):
+        trainer["accelerator"] = "cpu"  # MPS has no double precision
     callbacks = [*(trainer["callbacks"] or [])]
     writer = next((callback for callback in callbacks if isinstance(callback, ResultsWriter)), None)
     if not trainer["fast_dev_run"]:

@@ -46,6 +46,21 @@ def fuse(distances: Sequence[torch.Tensor], typical: Sequence[torch.Tensor], sup
     return total
 
 
+def damp(anomaly_map: torch.Tensor, alarm: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+    """Let the evidence for the whole photo decide how far its map may rise above what good photos show.
+
+    ``s' = min(s, t) + w max(s - t, 0)``: where the photo as a whole looks good, w is small, and the map is nearly flat
+    above t. The order of the pixels of one photo stays.
+
+    Args:
+        anomaly_map: s, (B, 1, H, W).
+        alarm: w, (B, 1), from 0 for a photo that looks good to 1.
+        level: t.
+    """
+    # Of operations that OpenVINO leaves as they are.
+    return anomaly_map + (alarm - 1.0)[..., None, None] * (torch.maximum(anomaly_map, level) - level)
+
+
 def lift(grid: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Interpolate maps (B, h, w) bilinearly to a finer grid's height and width."""
     if grid.shape[-2:] == tuple(size):
@@ -78,12 +93,13 @@ def guide(anomaly_map: torch.Tensor, photo: torch.Tensor, radius: int) -> torch.
     def mean(pixels: torch.Tensor) -> torch.Tensor:
         return rows @ pixels @ columns.mT
 
+    # Written without differences and quotients, which OpenVINO makes something else of, see export.openvino_model.
     photo_mean, map_mean = mean(photo), mean(anomaly_map)
-    variance = mean(photo * photo) - photo_mean * photo_mean
-    covariance = mean(photo * anomaly_map) - photo_mean * map_mean
-    # covariance / (variance + eps), of operations that OpenVINO leaves as they are.
+    minus_mean = -1.0 * photo_mean
+    variance = mean(photo * photo) + photo_mean * minus_mean
+    covariance = mean(photo * anomaly_map) + minus_mean * map_mean
     slope = covariance * (-(variance + GUIDED_EPSILON).log()).exp()
-    return mean(slope) * photo + mean(map_mean + slope * (-1.0 * photo_mean))
+    return mean(slope) * photo + mean(map_mean + slope * minus_mean)
 
 
 class SmoothUpsample(nn.Module):

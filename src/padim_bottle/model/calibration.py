@@ -4,19 +4,20 @@ A training image's own distance is far too small, because it helped to fit the G
 distance to the Gaussian fitted *without* it has a closed form, and so has that of a part which was photographed k
 times: it must be left out whole, or its other photos vouch for it.
 
-The ridge is a fixed scatter. At one position, with mean m and scatter ``S = sum (x_i - m)(x_i - m)^T`` of N images and
-``lambda = eps (N - 1)``, PaDiM's covariance ``S / (N - 1) + eps I`` is ``W / (N - 1)`` with ``W = S + lambda I``. The
-Gaussian without the k images of a part, of which ``r = N - k`` remain, has the same lambda. With the part's deviations
-``D = [x_i - m]`` (d x k), ``1`` the vector of k ones and ``M = I + 1 1^T / r``:
+The ridge is a fixed scatter. k positions share a covariance (1 in the paper), each with a mean of its own. With their
+scatter ``S = sum (x_ip - m_p)(x_ip - m_p)^T`` over N images and k positions and ``lambda = eps k (N - 1)``, PaDiM's
+covariance ``S / (k (N - 1)) + eps I`` is ``W / (k (N - 1))`` with ``W = S + lambda I``. The Gaussian without the n
+images of a part, of which ``r = N - n`` remain, has the same lambda. With the part's deviations ``D = [x_ip - m_p]``
+(d x n k), ``1`` the vector of n ones and, for each of the positions, ``M = I + 1 1^T / r``:
 
-    mean without the part         x_i - m_{-G} = D v_i,   v_i = e_i + 1 / r
-    covariance without the part   (W - D M D^T) / (r - 1)
+    mean without the part         x_ip - m_{p,-G} = D_p v_i,   v_i = e_i + 1 / r
+    covariance without the part   (W - sum_p D_p M D_p^T) / (k (r - 1))
 
-so with ``T = D^T W^-1 D`` (k x k) Woodbury's formula gives
+so with ``T = D^T W^-1 D`` (n k x n k), and M and v_i block by block, Woodbury's formula gives
 
-    d_i^2 = (r - 1) v_i^T (T + T (M^-1 - T)^-1 T) v_i,   M^-1 = I - 1 1^T / N,
+    d_ip^2 = k (r - 1) v_ip^T (T + T (M^-1 - T)^-1 T) v_ip,   M^-1 = I - 1 1^T / N,
 
-and for k = 1, with ``t = (x_i - m)^T W^-1 (x_i - m)``,
+and for k = n = 1, with ``t = (x_i - m)^T W^-1 (x_i - m)``,
 
     d_i^2 = (N - 2) (N / (N - 1))^2 t / (1 - N / (N - 1) t).
 
@@ -49,6 +50,9 @@ MINIMUM_PARTS = 3
 # Bytes of anomaly maps that are kept between the two passes over them: 1,000 maps of 256 x 256 pixels.
 MAPS_BUDGET = 1 << 28
 
+# Above what so many of a good photo's pixels reach, a map is damped, see ``anomaly_map.damp``.
+PIXEL_LEVEL = 0.99
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -59,79 +63,118 @@ class Calibration:
         image_scores: (N,) float32, those of the images, in the order of training.
         pixel_threshold: quantile of all leave-one-out pixels.
         pixel_median: their median.
+        pixel_level: what ``PIXEL_LEVEL`` of the pixels of a typical leave-one-out map do not exceed.
         map_means: (N,) float32, mean of each image's leave-one-out anomaly map, in the order of training.
-        map_mean: (H, W) mean over images of the leave-one-out anomaly maps.
-        map_std: (H, W) their standard deviation, moderated and bounded below (see ``PositionStatistics``).
+        scored_mean: (h, w) mean over images of what the score is the largest value of.
+        scored_std: (h, w) its standard deviation, moderated and bounded below (see ``PositionStatistics``).
     """
 
     scores: torch.Tensor
     image_scores: torch.Tensor
     pixel_threshold: torch.Tensor
     pixel_median: torch.Tensor
+    pixel_level: torch.Tensor
     map_means: torch.Tensor
-    map_mean: torch.Tensor
-    map_std: torch.Tensor
+    scored_mean: torch.Tensor
+    scored_std: torch.Tensor
 
 
 def leave_part_out_distances(deltas: torch.Tensor, factors: torch.Tensor, parts: Parts) -> torch.Tensor:
-    """Return each image's Mahalanobis distance to the Gaussians fitted without the part that it shows.
+    """Return each image's Mahalanobis distances to the Gaussians fitted without the part that it shows.
 
     Args:
-        deltas: (N, P, d), embeddings less the mean of all N images.
+        deltas: (C, N k, d), embeddings less the means of all N images at C cells of k positions, see ``by_cell``.
+        factors: (C, d, d), Cholesky factors of the precision of all N images, in the type to compute in.
+        parts: of the N images.
+
+    Returns:
+        (C, N k) distances.
+    """
+    count = len(parts.names)
+    cells, rows, features = deltas.shape
+    shared = rows // count
+    few = rows < features
+    if few:
+        # Fewer rows than features: with the Gram matrix K of all rows, T is a block of I - lambda (K + lambda I)^-1.
+        ridge = COVARIANCE_EPSILON * shared * (count - 1)
+        deltas = deltas.double()
+        kernel = deltas @ deltas.mT
+        kernel.diagonal(dim1=-2, dim2=-1).add_(ridge)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(kernel))
+    else:
+        white = torch.bmm(deltas.to(factors.dtype), factors) / (shared * (count - 1)) ** 0.5
+    squares = torch.empty(cells, count, shared, device=deltas.device)
+    for members in parts.by_size():
+        members = members.to(deltas.device)  # (G, n)
+        own = (members[..., None] * shared + torch.arange(shared, device=deltas.device)).flatten(1)  # (G, n k)
+        if few:
+            identity = torch.eye(own.shape[1], dtype=inverse.dtype, device=inverse.device)
+            grams = identity - ridge * inverse[:, own[:, :, None], own[:, None, :]]
+        elif own.shape[1] == 1:
+            grams = white.square().sum(-1)[:, own[:, 0], None, None]
+        else:
+            grams = white[:, own] @ white[:, own].mT
+        left_out = _left_out_squares(grams, count, shared)  # (C, G, n k)
+        squares[:, members.flatten()] = left_out.unflatten(-1, (*members.shape[1:], shared)).flatten(1, 2).float()
+    return squares.flatten(1).sqrt()
+
+
+def leave_part_out_distances_of(
+    measured: torch.Tensor, deltas: torch.Tensor, factors: torch.Tensor, parts: Parts
+) -> torch.Tensor:
+    """Return the distances of what images show elsewhere to the Gaussians fitted without the part that they show.
+
+    With ``f_i`` measured instead of ``D e_i``, ``delta_i = f_i + D 1 / r`` and ``g_i = D^T W^-1 delta_i``,
+
+        d_i^2 = (r - 1) (delta_i^T W^-1 delta_i + g_i^T (M^-1 - T)^-1 g_i).
+
+    Args:
+        measured: (P, N, d), other embeddings of the N images less the means of all N images at P positions.
+        deltas: (P, N, d), those that the Gaussians were fitted to, less the same means.
         factors: (P, d, d), Cholesky factors of the precision of all N images, in the type to compute in.
         parts: of the N images.
 
     Returns:
-        (N, P) distances.
+        (P, N) distances.
     """
-    count, positions, features = deltas.shape
-    by_position = deltas.transpose(0, 1)  # (P, N, d)
-    few = count < features and deltas.device.type != "mps"
-    if few:
-        # Fewer images than features: with the Gram matrix K of all images (N x N), T is a block of
-        # I - lambda (K + lambda I)^-1.
-        ridge = COVARIANCE_EPSILON * (count - 1)
-        by_position = by_position.double()
-        kernel = by_position @ by_position.mT
-        kernel.diagonal(dim1=-2, dim2=-1).add_(ridge)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(kernel))
-    else:
-        white = torch.bmm(by_position.to(factors.dtype), factors) / (count - 1) ** 0.5
-    squares = torch.empty(count, positions, device=deltas.device)
+    count = len(parts.names)
+    own, other = (torch.bmm(x.to(factors.dtype), factors) / (count - 1) ** 0.5 for x in (deltas, measured))
+    squares = torch.empty(own.shape[:2], device=own.device)
     for members in parts.by_size():
-        members = members.to(deltas.device)  # (G, k)
-        if few:
-            identity = torch.eye(members.shape[1], dtype=inverse.dtype, device=inverse.device)
-            grams = identity - ridge * inverse[:, members[:, :, None], members[:, None, :]]
-        elif members.shape[1] == 1:
-            grams = white.square().sum(-1)[:, members[:, 0], None, None]
-        else:
-            grams = white[:, members] @ white[:, members].mT
-        squares[members.flatten()] = _left_out_squares(grams, count).flatten(1).mT.float()
+        members = members.to(own.device)  # (G, n)
+        rest = count - members.shape[1]
+        rows = own[:, members]  # (P, G, n, d)
+        delta = other[:, members] + rows.sum(dim=2, keepdim=True) / rest
+        bound = torch.eye(members.shape[1], dtype=own.dtype, device=own.device) - 1 / count - rows @ rows.mT
+        g = rows @ delta.mT
+        left_out = delta.square().sum(-1) + (g * torch.linalg.solve(bound, g)).sum(-2)
+        squares[:, members.flatten()] = ((rest - 1) * left_out).clamp_min(0).flatten(1).float()
     return squares.sqrt()
 
 
-def dtype_for(count: int, features: int, device: torch.device) -> torch.dtype:
-    """Return in which type factors must be computed for N images.
+def dtype_for(rows: int, features: int) -> torch.dtype:
+    """Return in which type the factors of N images, each with k rows a cell, must be computed.
 
     With few images ``1 - N / (N - 1) t`` is close to 0, and single precision would lose digits of the difference.
     """
-    return torch.float64 if features <= count < 2 * features and device.type != "mps" else torch.float32
+    return torch.float64 if features <= rows < 2 * features else torch.float32
 
 
-def _left_out_squares(grams: torch.Tensor, count: int) -> torch.Tensor:
-    """Return (P, G, k) squared distances of T (P, G, k, k); ``T + T (M^-1 - T)^-1 T = M^-1 (M^-1 - T)^-1 T``."""
+def _left_out_squares(grams: torch.Tensor, count: int, shared: int) -> torch.Tensor:
+    """Return (C, G, n k) squared distances of T; ``T + T (M^-1 - T)^-1 T = M^-1 (M^-1 - T)^-1 T``."""
     size = grams.shape[-1]
-    rest = count - size
+    rest = count - size // shared
     if size == 1:
         scale = count / (count - 1)
         t = grams[..., 0].clamp_min(0)
         return (rest - 1) * scale**2 * t / (1 - scale * t).clamp_min(torch.finfo(t.dtype).eps)
     identity = torch.eye(size, dtype=grams.dtype, device=grams.device)
-    bound = identity - 1 / count
-    v = identity + 1 / rest
+    # Images of a part meet at each position alone.
+    ones = torch.eye(shared, dtype=grams.dtype, device=grams.device).repeat(size // shared, size // shared)
+    bound = identity - ones / count
+    v = identity + ones / rest
     inner = bound @ torch.linalg.solve(bound - grams, grams)
-    return (rest - 1) * (v @ inner @ v).diagonal(dim1=-2, dim2=-1).clamp_min(0)
+    return shared * (rest - 1) * (v @ inner @ v).diagonal(dim1=-2, dim2=-1).clamp_min(0)
 
 
 def check_parts(parts: Parts) -> None:
@@ -158,12 +201,14 @@ def calibrate(
     pixel_quantile: float,
     position_calibration: bool,
     prior_freedom: float = 0.0,
+    scored: torch.Tensor | None = None,
     batch_size: int = 8,
 ) -> Calibration:
     """Turn leave-one-out maps into thresholds and the statistics of the position-calibrated score.
 
-    Anomaly maps are made a batch at a time, and made twice if they take more than ``MAPS_BUDGET`` together. So memory
-    does not grow with N beyond that and the largest ``1 - pixel_quantile`` of the pixels.
+    Anomaly maps are made a batch at a time. Where they are scored themselves, they are needed twice, and made twice if
+    they take more than ``MAPS_BUDGET`` together. So memory does not grow with N beyond that and the largest
+    ``1 - pixel_quantile`` of the pixels.
 
     Args:
         to_maps: makes the leave-one-out anomaly maps (n, H, W) of the images with these indices (n,).
@@ -173,53 +218,91 @@ def calibrate(
         position_calibration: score an image by ``max_p (map(p) - m(p)) / s(p)`` instead of ``max_p map(p)``.
             A training image's part is left out of m and s as well, or the false-alarm rate would not hold.
         prior_freedom: see ``PositionStatistics``.
+        scored: (N, h, w) leave-one-out values whose largest is the score; ``None`` for the anomaly maps.
         batch_size: images per batch of maps.
     """
     count = len(parts.names)
-    to_maps, pixels = _kept(to_maps, count, batch_size)
-    batches = (to_maps(batch) for batch in torch.arange(count).split(batch_size))
-    positions = PositionStatistics.of(batches, count, prior_freedom)
-    scores, map_means = torch.empty(2, count, device=positions.mean.device)
-    top = torch.empty(0, device=positions.mean.device)
-    keep = count * pixels - math.ceil(count * pixels * pixel_quantile - 1e-6) + 1
+    if scored is None:
+        to_maps = to_scored = _kept(to_maps, count, batch_size)
+    else:
+        to_scored = scored.__getitem__
+    pixels = _Pixels(pixel_quantile, count)
+    batches = torch.arange(count).split(batch_size)
+    for batch in batches:
+        pixels.add(batch, to_maps(batch))
+    positions = PositionStatistics.of(map(to_scored, batches), count, prior_freedom)
+    scores = torch.empty(count, device=positions.mean.device)
     for members in parts.by_size():
         for batch in members.split(max(1, batch_size // members.shape[1])):
-            maps = to_maps(batch.flatten())
-            seen = torch.cat([top, maps.flatten()])
-            top = seen.topk(min(keep, len(seen))).values
-            map_means[batch.flatten()] = maps.flatten(1).mean(dim=1).float()
+            values = to_scored(batch.flatten())
             if position_calibration:
-                maps = positions.leave_part_out_z(maps.unflatten(0, batch.shape)).flatten(0, 1)
-            scores[batch.flatten()] = maps.flatten(1).amax(dim=1).float()
-    if not top.any():
+                values = positions.leave_part_out_z(values.unflatten(0, batch.shape)).flatten(0, 1)
+            scores[batch.flatten()] = values.flatten(1).amax(dim=1).float()
+    if not pixels.top.any():
         logger.warning("The %d training images do not differ: anything that differs will be called a defect.", count)
-    mean = positions.mean.float()
     return Calibration(
         scores=parts.largest(scores).sort().values,
         image_scores=scores,
-        pixel_threshold=top[-1],
-        # The map's scale only needs a typical value: the median of the mean map, not of all N maps.
-        pixel_median=mean.median(),
-        map_means=map_means,
-        map_mean=mean,
-        map_std=positions.std.float(),
+        pixel_threshold=pixels.top[-1],
+        pixel_median=pixels.median,
+        pixel_level=pixels.levels.median(),
+        map_means=pixels.means,
+        scored_mean=positions.mean.float(),
+        scored_std=positions.std.float(),
     )
 
 
 def _kept(
     to_maps: Callable[[torch.Tensor], torch.Tensor], count: int, batch_size: int
-) -> tuple[Callable[[torch.Tensor], torch.Tensor], int]:
-    """Return ``to_maps`` with the maps of all N images in memory if there is room, and the number of their pixels."""
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return ``to_maps`` with the maps of all N images in memory if there is room."""
     first = to_maps(torch.arange(min(batch_size, count)))
     if count * first[0].nbytes > MAPS_BUDGET:
-        return to_maps, first[0].numel()
+        return to_maps
     kept = torch.cat([first, *(to_maps(batch) for batch in torch.arange(len(first), count).split(batch_size))])
-    return lambda images: kept[images.to(kept.device)], first[0].numel()
+    return lambda images: kept[images.to(kept.device)]
+
+
+class _Pixels:
+    """What is kept of the pixels of N maps, which come batch by batch.
+
+    Args:
+        quantile: the smallest of ``top`` is this quantile of all pixels.
+        count: N.
+
+    Attributes:
+        top: the largest pixels, in falling order.
+        means: (N,) mean of each map.
+        levels: (N,) what ``PIXEL_LEVEL`` of each map's pixels do not exceed.
+    """
+
+    def __init__(self, quantile: float, count: int) -> None:
+        self.quantile, self.count = quantile, count
+        self.top = self.means = self.levels = self._sum = torch.empty(0)
+
+    def add(self, images: torch.Tensor, maps: torch.Tensor) -> None:
+        """Look at the maps (n, H, W) of the images with these indices (n,)."""
+        pixels = maps.flatten(1)
+        if not len(self._sum):
+            self.means, self.levels = pixels.new_empty(2, self.count)
+            self._sum = torch.zeros_like(pixels[0], dtype=torch.float64)
+        total = self.count * pixels.shape[1]
+        keep = total - math.ceil(total * self.quantile - 1e-6) + 1
+        seen = torch.cat([self.top.to(pixels), pixels.flatten()])
+        self.top = seen.topk(min(keep, len(seen))).values
+        self.means[images] = pixels.mean(dim=1)
+        self.levels[images] = pixels.kthvalue(math.ceil(PIXEL_LEVEL * pixels.shape[1]), dim=1).values
+        self._sum += pixels.sum(dim=0, dtype=torch.float64)
+
+    @property
+    def median(self) -> torch.Tensor:
+        """Of the mean map: a typical value is enough for a scale."""
+        return (self._sum / self.count).float().median()
 
 
 @dataclass(frozen=True)
 class PositionStatistics:
-    """Mean and variance, at each position, of N anomaly maps of good images, in float64 where the device has it.
+    """Mean and variance, at each position, of N anomaly maps of good images, in float64.
 
     With few maps single variances are rough, and the largest of many standardised pixels has heavy tails. So each is
     moderated by the typical one (Smyth 2004), the median s0^2 over the map, which counts as nu more degrees of freedom:
@@ -247,7 +330,7 @@ class PositionStatistics:
         squares: Any = 0.0
         shift: Any = None
         for batch in maps:
-            batch = batch if batch.device.type == "mps" else batch.double()
+            batch = batch.double()
             if shift is None:
                 shift = batch.mean(dim=0)
             total = total + (batch - shift).sum(dim=0)

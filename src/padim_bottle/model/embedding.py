@@ -16,13 +16,22 @@ class PatchEmbedding(nn.Module):
         seed: decides which channels are kept.
         pooled: the grid is that of the deepest layer, and the others are averaged over its cells; else it is that of
             the shallowest, and the others are up-sampled (the paper's).
+        side: of a pooled grid, the largest number of positions a side; ``None`` for any.
     """
 
-    def __init__(self, channels: Mapping[str, int], n_features: int, seed: int = 0, pooled: bool = False) -> None:
+    def __init__(
+        self,
+        channels: Mapping[str, int],
+        n_features: int,
+        seed: int = 0,
+        pooled: bool = False,
+        side: int | None = None,
+    ) -> None:
         super().__init__()
         self.channels = dict(channels)
         self.n_features = n_features
         self.pooled = pooled
+        self.side = side
         total = sum(channels.values())
         self.is_random = n_features < total
         idx = torch.arange(total)
@@ -38,7 +47,10 @@ class PatchEmbedding(nn.Module):
     def grid(self, features: Mapping[str, torch.Tensor]) -> tuple[int, int]:
         """Return the height and width of the grid of positions."""
         height, width = features[list(self.channels)[-1 if self.pooled else 0]].shape[-2:]
-        return height, width
+        longer = max(height, width)
+        if self.side is None or self.side >= longer:
+            return height, width
+        return max(1, round(height * self.side / longer)), max(1, round(width * self.side / longer))
 
     def forward(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return embeddings (B, P, d), float32, of the layers' maps (B, C, h, w).

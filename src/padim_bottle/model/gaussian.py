@@ -5,6 +5,9 @@ covariance ``S / (N - 1) + eps I``. Anomalib collects all embeddings, loops over
 each covariance; here S is accumulated batch by batch over all positions at once, and what is kept is the Cholesky
 factor C of the precision matrix (the inverse covariance is ``C C^T``), so that a Mahalanobis distance is a norm:
 ``d(x) = || C^T (x - m) ||``.
+
+Neighbouring positions may share a covariance, each with a mean of its own: with k positions a cell, S is the sum over
+the cell and the images, and the covariance ``S / (k (N - 1)) + eps I``.
 """
 
 import logging
@@ -23,29 +26,31 @@ COVARIANCE_EPSILON = 0.01 + 1e-5
 class PatchGaussians(nn.Module):
     """Mean and precision of a Gaussian at each patch position, accumulated batch by batch.
 
-    Memory: ``4 P d (d + 1)`` bytes for any number of images (164 MB for P = 4096, d = 100); the scatter
+    Memory: ``4 P d (d / k + 1)`` bytes for any number of images (164 MB for P = 4096, d = 100, k = 1); the scatter
     matrices are turned into the precision factors in place, block by block. In a checkpoint only the lower
     triangle is kept, in ``storage_dtype``.
 
     Args:
+        shared: k, positions that share a covariance: the first k of them, the next k, and so on.
         storage_dtype: ``torch.float16`` or ``torch.float32``, for the precision factors in a checkpoint. With
             half precision the factors in memory are rounded as well, so that the model that is tested is the
             model that is saved.
     """
 
-    def __init__(self, storage_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, storage_dtype: torch.dtype = torch.float32, shared: int = 1) -> None:
         super().__init__()
         self.storage_dtype = storage_dtype
+        self.shared = shared
         self.count = 0
         self.register_buffer("mean", torch.empty(0))
-        # (P, d, d): scatter matrices while fitting, Cholesky factors of the precision afterwards.
+        # (P / k, d, d): scatter matrices while fitting, Cholesky factors of the precision afterwards.
         self.register_buffer("precision_cholesky", torch.empty(0))
         self.mean: torch.Tensor
         self.precision_cholesky: torch.Tensor
 
     @property
     def inv_covariance(self) -> torch.Tensor:
-        """Inverse covariance matrices (P, d, d), as anomalib's ``MultiVariateGaussian`` keeps them."""
+        """Inverse covariance matrices (P / k, d, d), as anomalib's ``MultiVariateGaussian`` keeps them."""
         return self.precision_cholesky @ self.precision_cholesky.mT
 
     def update(self, embedding: torch.Tensor) -> None:
@@ -65,12 +70,12 @@ class PatchGaussians(nn.Module):
             raise UserError("The backbone's features hold NaN or infinity: check the images and the weights.")
         if self.count == 0:
             self.mean = torch.zeros_like(batch_mean)
-            self.precision_cholesky = embedding.new_zeros(positions, features, features)
+            self.precision_cholesky = embedding.new_zeros(positions // self.shared, features, features)
         total = self.count + batch
         shift = batch_mean - self.mean
         # The correction for the two means is one more row of the same product.
         correction = shift * (self.count * batch / total) ** 0.5
-        rows = torch.cat([embedding - batch_mean, correction[None]]).transpose(0, 1)  # (P, B + 1, d)
+        rows = by_cell(torch.cat([embedding - batch_mean, correction[None]]), self.shared)
         self.precision_cholesky.baddbmm_(rows.mT, rows)
         self.mean += shift * (batch / total)
         self.count = total
@@ -82,20 +87,20 @@ class PatchGaussians(nn.Module):
         self.precision_cholesky = self.precision_cholesky.new_empty(0)
 
     def covariance(self, block: slice) -> torch.Tensor:
-        """Return the regularised covariance matrices of a block of positions, before ``factorize``."""
-        covariance = self.precision_cholesky[block] / (self.count - 1)
+        """Return the regularised covariance matrices of a block of cells, before ``factorize``."""
+        covariance = self.precision_cholesky[block] / (self.shared * (self.count - 1))
         covariance.diagonal(dim1=-2, dim2=-1).add_(COVARIANCE_EPSILON)
         return covariance
 
     def factorize(self, block: slice, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Replace the scatter of a block of positions by the Cholesky factor of its precision, in place.
+        """Replace the scatter of a block of cells by the Cholesky factor of its precision, in place.
 
         Args:
-            block: positions.
+            block: cells.
             dtype: to compute in.
 
         Returns:
-            The factors (p, d, d), not rounded to ``storage_dtype``.
+            The factors (c, d, d), not rounded to ``storage_dtype``.
         """
         factor = precision_cholesky(self.covariance(block).to(dtype))
         self.precision_cholesky[block] = factor.to(self.storage_dtype)
@@ -103,8 +108,9 @@ class PatchGaussians(nn.Module):
 
     def distance(self, embedding: torch.Tensor) -> torch.Tensor:
         """Return the Mahalanobis distances (B, P) of embeddings (B, P, d); paper, eq. 2."""
-        delta = (embedding - self.mean).transpose(0, 1)  # (P, B, d)
-        return torch.linalg.vector_norm(torch.bmm(delta, self.precision_cholesky), dim=-1).transpose(0, 1)
+        delta = by_cell(embedding - self.mean, self.shared)
+        distances = torch.linalg.vector_norm(torch.bmm(delta, self.precision_cholesky), dim=-1)
+        return by_image(distances, self.shared)
 
     def _save_to_state_dict(self, destination: dict[str, torch.Tensor], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -126,7 +132,7 @@ class TriangularDistance(nn.Module):
     """The Mahalanobis distances of fitted Gaussians, for inference: the factors' zeros are neither kept nor read.
 
     A distance takes each factor once, so scoring an image is as fast as memory delivers them. Cut into blocks of
-    columns, of which each starts at its first row that is not zero, they take ``P d (d + width) / 2`` numbers.
+    columns, of which each starts at its first row that is not zero, they take ``P d (d + width) / (2 k)`` numbers.
 
     Args:
         gaussians: the fitted Gaussians; they are left empty, or the factors would be held twice.
@@ -136,6 +142,7 @@ class TriangularDistance(nn.Module):
 
     def __init__(self, gaussians: PatchGaussians, dtype: torch.dtype = torch.float32, width: int = 25) -> None:
         super().__init__()
+        self.shared = gaussians.shared
         self.register_buffer("mean", gaussians.mean)
         self.mean: torch.Tensor
         self.starts = range(0, self.mean.shape[-1], width)
@@ -146,9 +153,25 @@ class TriangularDistance(nn.Module):
 
     def distance(self, embedding: torch.Tensor) -> torch.Tensor:
         """Return the Mahalanobis distances (B, P) of embeddings (B, P, d)."""
-        delta = (embedding - self.mean).transpose(0, 1)  # (P, B, d)
+        delta = by_cell(embedding - self.mean, self.shared)
         blocks = [torch.bmm(delta[..., s:], self.get_buffer(f"block_{s}").to(delta.dtype)) for s in self.starts]
-        return torch.cat(blocks, dim=-1).square().sum(dim=-1).sqrt().transpose(0, 1)
+        return by_image(torch.cat(blocks, dim=-1).square().sum(dim=-1).sqrt(), self.shared)
+
+
+def by_cell(embedding: torch.Tensor, shared: int) -> torch.Tensor:
+    """Return embeddings (B, P, d) as the rows (P / k, B k, d) of the cells of k positions, image by image."""
+    if shared == 1:
+        return embedding.transpose(0, 1)
+    batch, positions, features = embedding.shape
+    rows = embedding.reshape(batch, positions // shared, shared, features).transpose(0, 1)
+    return rows.reshape(positions // shared, batch * shared, features)
+
+
+def by_image(distances: torch.Tensor, shared: int) -> torch.Tensor:
+    """Return distances (P / k, B k) of the rows of ``by_cell`` as (B, P)."""
+    if shared == 1:
+        return distances.transpose(0, 1)
+    return distances.unflatten(1, (-1, shared)).transpose(0, 1).flatten(1)
 
 
 def precision_cholesky(covariance: torch.Tensor) -> torch.Tensor:
@@ -165,9 +188,6 @@ def precision_cholesky(covariance: torch.Tensor) -> torch.Tensor:
     Raises:
         UserError: the matrices hold NaN or infinity.
     """
-    if covariance.device.type == "mps":
-        # Not all of these decompositions exist there; anomalib inverts on the CPU for the same reason.
-        return precision_cholesky(covariance.cpu()).to(covariance.device)
     flipped = covariance.flip(-1, -2)
     factor, failed = torch.linalg.cholesky_ex(flipped)
     jitter = 1e-6

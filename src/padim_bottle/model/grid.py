@@ -1,34 +1,52 @@
-"""One grid of positions: an embedding and a Gaussian at each of them."""
+"""One grid of positions: an embedding at each of them, and a Gaussian at each of them or of their cells."""
 
+from collections.abc import Sequence
+from functools import cache, reduce
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from padim_bottle.errors import UserError
-from padim_bottle.model.calibration import dtype_for, leave_part_out_distances
+from padim_bottle.model.calibration import dtype_for, leave_part_out_distances, leave_part_out_distances_of
 from padim_bottle.model.embedding import PatchEmbedding
-from padim_bottle.model.gaussian import PatchGaussians
+from padim_bottle.model.gaussian import PatchGaussians, by_cell, by_image
 from padim_bottle.model.parts import Parts
 from padim_bottle.model.store import PhotoStore
 
-# Positions per block while fitting: bounds the working memory to about 64 (N + 6 d) d numbers.
-BLOCK = 64
+# Bytes of working memory while fitting: so many cells are fitted together as it has room for.
+FIT_BUDGET = 1 << 27
 
 
 class PatchGrid(nn.Module):
-    """Collects embeddings while training, fits a Gaussian at each position, and measures distances to them.
+    """Collects embeddings while training, fits the Gaussians, and measures distances to them.
 
     Args:
         embedding: how the backbone's layers are joined.
         storage_dtype: of the precision factors in a checkpoint.
+        share: positions a side of the cells that share a covariance, see ``PatchGaussians``.
+        tolerance: an embedding is as far as from the nearest Gaussian so many positions around its own; needs a
+            ``share`` of 1.
 
     Attributes:
         typical: mean of the training images' squared leave-one-out distances; not a number before the calibration.
     """
 
-    def __init__(self, embedding: PatchEmbedding, storage_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        embedding: PatchEmbedding,
+        storage_dtype: torch.dtype = torch.float32,
+        share: int = 1,
+        tolerance: int = 0,
+    ) -> None:
         super().__init__()
         self.embedding = embedding
-        self.gaussian = PatchGaussians(storage_dtype)
+        self.share = share
+        self.tolerance = tolerance
+        self.gaussian = PatchGaussians(storage_dtype, share**2)
         self.embeddings = PhotoStore()
         self.shape: tuple[int, int] = (0, 0)
         self.register_buffer("typical", torch.tensor(torch.nan))
@@ -43,7 +61,7 @@ class PatchGrid(nn.Module):
     def collect(self, features: dict[str, torch.Tensor], *, keep: bool) -> torch.Tensor:
         """Add a batch to the statistics, keep it if it is to be measured again, and return its embeddings."""
         self.shape = self.embedding.grid(features)
-        embedding = self.embedding(features)
+        embedding = self._in_cells(self.embedding(features), self.shape)
         self.gaussian.update(embedding)
         if keep:
             self.embeddings.append(embedding)
@@ -51,10 +69,17 @@ class PatchGrid(nn.Module):
 
     def distance(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the Mahalanobis distances (B, h, w) of a batch."""
-        return self.gaussian.distance(self.embedding(features)).unflatten(1, self.embedding.grid(features))
+        shape = self.embedding.grid(features)
+        embedding = self._in_cells(self.embedding(features), shape)
+        if self.tolerance:
+            moves = _moves(*shape, self.tolerance)
+            # One call: in an exported model every factor is then there once.
+            distances = self.gaussian.distance(torch.cat([_at(embedding, move.shown) for move in moves]))
+            return self._nearest(distances.split(len(embedding)), moves).unflatten(1, shape)
+        return self._in_place(self.gaussian.distance(embedding), shape)
 
     def fit(self, parts: Parts | None) -> torch.Tensor | None:
-        """Turn the statistics into Gaussians, block by block.
+        """Turn the statistics into Gaussians, some cells at a time.
 
         Args:
             parts: the parts that the N training images show; ``None`` to fit alone.
@@ -69,12 +94,104 @@ class PatchGrid(nn.Module):
         if gaussian.count < 2:
             raise UserError(f"PaDiM needs at least 2 training images to estimate a covariance, found {gaussian.count}.")
         positions, features = gaussian.mean.shape
-        dtype = torch.float32 if parts is None else dtype_for(gaussian.count, features, gaussian.mean.device)
-        distances = None if parts is None else torch.empty(gaussian.count, positions, device=gaussian.mean.device)
-        for start in range(0, positions, BLOCK):
-            block = slice(start, start + BLOCK)
-            factors = gaussian.factorize(block, dtype)
+        shared = gaussian.shared
+        rows = gaussian.count * shared
+        dtype = torch.float32 if parts is None else dtype_for(rows, features)
+        if parts is not None and self.tolerance and rows < features:
+            dtype = torch.float64
+        moves = _moves(*self.shape, self.tolerance)
+        shape = (len(moves), gaussian.count, positions)
+        distances = None if parts is None else torch.empty(shape, device=gaussian.mean.device)
+        # In double precision: embeddings twice, some matrices of d x d, and of rows x rows if these are fewer.
+        numbers = 2 * rows * features + 6 * features**2 + (3 * rows**2 if rows < features else 0)
+        step = max(1, FIT_BUDGET // (8 * numbers))
+        for start in range(0, positions // shared, step):
+            factors = gaussian.factorize(slice(start, start + step), dtype)
             if parts is not None and distances is not None:
-                deltas = self.embeddings.block(block).to(gaussian.mean.device).sub_(gaussian.mean[block])
-                distances[:, block] = leave_part_out_distances(deltas, factors, parts)
-        return None if distances is None else distances.unflatten(1, self.shape)
+                block = slice(start * shared, (start + step) * shared)
+                mean = gaussian.mean[block]
+                deltas = by_cell(self.embeddings.block(block).to(mean.device).sub_(mean), shared)
+                if not self.tolerance:
+                    distances[0, :, block] = by_image(leave_part_out_distances(deltas, factors, parts), shared)
+                    continue
+                for number, move in enumerate(moves):
+                    reach = move.shown[block]
+                    near = self.embeddings.block(slice(reach.min(), reach.max() + 1))
+                    measured = _at(near, reach - reach.min()).to(mean.device).sub_(mean).transpose(0, 1)
+                    distances[number, :, block] = leave_part_out_distances_of(measured, deltas, factors, parts).mT
+        if distances is None:
+            return None
+        nearest = self._nearest(list(distances), moves) if self.tolerance else distances[0]
+        return self._in_place(nearest, self.shape)
+
+    @staticmethod
+    def _nearest(distances: Sequence[torch.Tensor], moves: Sequence["Move"]) -> torch.Tensor:
+        """Return the smallest (B, P) of the distances (B, P), for each move, of what it showed the Gaussians."""
+        found = [
+            _at(moved, move.judged) + torch.from_numpy(move.outside).to(moved.device)
+            for moved, move in zip(distances, moves, strict=True)
+        ]
+        return reduce(torch.minimum, found)
+
+    def _in_cells(self, embedding: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+        """Return embeddings (B, h w, d) cell by cell, (B, P, d)."""
+        if self.share == 1:
+            return embedding
+        return _at(embedding, _cells(*shape, self.share).ravel())
+
+    def _in_place(self, distances: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+        """Return distances (B, P), cell by cell, as (B, h, w)."""
+        if self.share > 1:
+            # Of a position that is there more than once, the first.
+            distances = _at(distances, np.unique(_cells(*shape, self.share), return_index=True)[1])
+        return distances.unflatten(1, shape)
+
+
+def _at(values: torch.Tensor, positions: NDArray[np.int64]) -> torch.Tensor:
+    """Return values (B, P, ...) at other positions."""
+    return values[:, torch.from_numpy(positions).to(values.device)]
+
+
+class Move(NamedTuple):
+    """By which neighbour each of P positions is measured, all of them the same one.
+
+    Attributes:
+        shown: (P,) the position whose embedding each Gaussian measures.
+        judged: (P,) the Gaussian that measures each position's embedding.
+        outside: (P,) more than any distance where that would lie outside the grid, else 0.
+    """
+
+    shown: NDArray[np.int64]
+    judged: NDArray[np.int64]
+    outside: NDArray[np.float32]
+
+
+@cache
+def _moves(height: int, width: int, tolerance: int) -> list[Move]:
+    """Return every move by up to ``tolerance`` positions a side."""
+    rows, columns = np.divmod(np.arange(height * width), width)
+
+    def clamped(down: int, right: int) -> NDArray[np.int64]:
+        return (rows + down).clip(0, height - 1) * width + (columns + right).clip(0, width - 1)
+
+    moves = []
+    for down, right in product(range(-tolerance, tolerance + 1), repeat=2):
+        leaves = (rows + down != (rows + down).clip(0, height - 1)) | (
+            columns + right != (columns + right).clip(0, width - 1)
+        )
+        outside = np.where(leaves, 1e6, 0).astype(np.float32)
+        moves.append(Move(clamped(-down, -right), clamped(down, right), outside))
+    return moves
+
+
+@cache
+def _cells(height: int, width: int, share: int) -> NDArray[np.int64]:
+    """Return the positions (C, k), counted row by row, of the cells of ``share`` x ``share`` positions.
+
+    Where the last cells reach over the border they hold the border's positions more than once; such a cell's covariance
+    is that of the positions that it has.
+    """
+    rows, columns = (np.minimum(np.arange(-(-side // share) * share), side - 1) for side in (height, width))
+    positions = rows[:, None] * width + columns
+    cells = positions.reshape(len(rows) // share, share, len(columns) // share, share)
+    return cells.swapaxes(1, 2).reshape(-1, share**2)

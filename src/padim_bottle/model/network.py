@@ -10,11 +10,13 @@ PaDiM on one screen (ResNet-18, 256 x 256; B images, N training images):
     score       = largest pixel                           (B, 1)
 
 With several grids there is an embedding, and a Gaussian a position, for each of them, and their distances are fused.
+The score may also be the largest distance at the coarsest grid, without a map, and it may damp the map in turn.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from anomalib.data import InferenceBatch
@@ -22,13 +24,14 @@ from anomalib.models.image.padim.torch_model import PadimModel as AnomalibPadimM
 from torch import nn
 
 from padim_bottle.errors import UserError
-from padim_bottle.model.anomaly_map import SmoothUpsample, fuse, grey_photo, guide, lift
+from padim_bottle.model.anomaly_map import SmoothUpsample, damp, fuse, grey_photo, guide, lift
 from padim_bottle.model.backbone import FrozenBackbone
 from padim_bottle.model.calibration import Calibration, calibrate, check_parts
 from padim_bottle.model.embedding import PatchEmbedding
 from padim_bottle.model.gaussian import PatchGaussians, pack_lower
 from padim_bottle.model.grid import PatchGrid
 from padim_bottle.model.parts import Parts
+from padim_bottle.model.rule import Rule
 from padim_bottle.model.store import PhotoStore
 
 # The backbone's maps (B, C, h, w) of a batch, by layer.
@@ -36,6 +39,9 @@ Features = dict[str, torch.Tensor]
 
 # Positions at which copies are looked for; more tell no more.
 LIKENESS_POSITIONS = 32
+
+# A map is damped by half where its photo's score is the threshold for this false-alarm rate.
+DAMPING_ALPHA = 0.05
 
 
 def single_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -54,13 +60,18 @@ class PadimModel(AnomalibPadimModel):
         pre_trained: load weights; else the network is random, see ``FrozenBackbone``.
         n_features: features d to keep of the joined channels; of each grid, if there are several and it has more.
         seed: decides which channels are kept.
-        position_calibration: score an image by its largest standardised pixel, once calibrated.
+        position_calibration: score an image by its largest standardised value, once calibrated.
         storage_dtype: of the precision factors in a checkpoint.
         grids: the layers of each grid, from fine to coarse; ``None`` for the paper's one grid of ``layers``.
         support: how far a fine grid is believed without the next coarser one, see ``fuse``.
         sigma: standard deviation in pixels of the Gaussian over the map.
         guided: radius in pixels of the guided filter over the map, see ``guide``; ``None`` for none.
         prior_freedom: of the position calibration, see ``PositionStatistics``.
+        share: positions a side that share a covariance, of each grid; ``None`` for none.
+        coarsest_side: largest number of positions a side of the last of several grids.
+        tolerance: of the last grid, see ``PatchGrid``.
+        image_score: what a score is the largest value of: the ``map``, or the ``distances`` at the coarsest grid.
+        damped: damp the map of a photo that looks good as a whole, see ``anomaly_map.damp``.
     """
 
     def __init__(
@@ -77,6 +88,11 @@ class PadimModel(AnomalibPadimModel):
         sigma: float = 4.0,
         guided: int | None = None,
         prior_freedom: float = 0.0,
+        share: Sequence[int] | None = None,
+        coarsest_side: int | None = None,
+        tolerance: int = 0,
+        image_score: Literal["map", "distances"] = "map",
+        damped: bool = False,
     ) -> None:
         # anomalib's class would build its own Gaussians: skip its __init__, call that of its base.
         super(AnomalibPadimModel, self).__init__()
@@ -93,22 +109,31 @@ class PadimModel(AnomalibPadimModel):
         self.support = support
         self.guided = guided
         self.prior_freedom = prior_freedom
+        self.scores_map = image_score == "map"
+        self.damped = damped
         self.calibrating = False
         self.grids = nn.ModuleList()
-        for chosen in grids or [self.layers]:
-            own = {layer: channels[layer] for layer in chosen}
+        chosen = grids or [self.layers]
+        for number, (names, shared) in enumerate(zip(chosen, share or [1] * len(chosen), strict=True), start=1):
+            own = {layer: channels[layer] for layer in names}
             width = sum(own.values())
             kept = width if n_features is None else min(n_features, width)
-            self.grids.append(PatchGrid(PatchEmbedding(own, kept, seed, pooled=self.fused), storage_dtype))
+            last = number == len(chosen)
+            embedding = PatchEmbedding(own, kept, seed, self.fused, coarsest_side if self.fused and last else None)
+            self.grids.append(PatchGrid(embedding, storage_dtype, shared, tolerance if last else 0))
         # By which copies among the training images are told: all channels, pooled.
         self.likeness = PatchEmbedding(channels, self.n_features_original, pooled=True)
         self.likenesses = PhotoStore()
         self.guidance = PhotoStore()
         self.anomaly_map_generator = SmoothUpsample(sigma)
-        self.register_buffer("map_mean", torch.empty(0))
-        self.register_buffer("map_std", torch.empty(0))
-        self.map_mean: torch.Tensor
-        self.map_std: torch.Tensor
+        # Of good images, at each position of what is scored.
+        self.register_buffer("scored_mean", torch.empty(0))
+        self.register_buffer("scored_std", torch.empty(0))
+        # The score at which a map is damped by half, the scores' spread, and the map's level from which it is damped.
+        self.register_buffer("damping", torch.full((3,), torch.nan))
+        self.scored_mean: torch.Tensor
+        self.scored_std: torch.Tensor
+        self.damping: torch.Tensor
         self.image_size: tuple[int, int] = (0, 0)
         self._source: Callable[[torch.Tensor], Features] | None = None
         self._left_out: list[torch.Tensor] = []
@@ -188,7 +213,10 @@ class PadimModel(AnomalibPadimModel):
         distances = [grid.distance(features) for grid in self.grids]
         photo = None if self.guided is None else grey_photo(images)
         anomaly_map = self.to_map(distances, (images.shape[-2], images.shape[-1]), photo)
-        return InferenceBatch(pred_score=self.image_score(anomaly_map), anomaly_map=anomaly_map)
+        score = self.image_score(anomaly_map if self.scores_map else distances[-1][:, None])
+        if self.damped and self.calibrating:
+            anomaly_map = self.damp(anomaly_map, score)
+        return InferenceBatch(pred_score=score, anomaly_map=anomaly_map)
 
     def generate_embedding(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the embeddings (B, P, d) of the first grid."""
@@ -211,11 +239,16 @@ class PadimModel(AnomalibPadimModel):
         anomaly_map = self.anomaly_map_generator(evidence.unflatten(0, (-1, 1)), image_size)
         return anomaly_map if photo is None or self.guided is None else guide(anomaly_map, photo, self.guided)
 
-    def image_score(self, anomaly_map: torch.Tensor) -> torch.Tensor:
-        """Return the scores (B, 1) of anomaly maps (B, 1, H, W): the largest pixel, standardised once calibrated."""
-        if self.position_calibration and self.map_std.numel():
-            anomaly_map = (anomaly_map - self.map_mean) / self.map_std
-        return torch.amax(anomaly_map, dim=(-2, -1))
+    def image_score(self, scored: torch.Tensor) -> torch.Tensor:
+        """Return the scores (B, 1): the largest value of (B, 1, h, w), standardised by position once calibrated."""
+        if self.position_calibration and self.scored_std.numel():
+            scored = (scored - self.scored_mean) / self.scored_std
+        return torch.amax(scored, dim=(-2, -1))
+
+    def damp(self, anomaly_map: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+        """Damp maps (B, 1, H, W) by their images' scores (B, 1), see ``anomaly_map.damp``."""
+        half, spread, level = self.damping
+        return damp(anomaly_map, torch.sigmoid((score - half) / spread), level)
 
     def reset(self) -> None:
         """Drop what was collected and fitted."""
@@ -223,7 +256,8 @@ class PadimModel(AnomalibPadimModel):
             grid.reset()
         self.likenesses.clear()
         self.guidance.clear()
-        self.map_mean, self.map_std = self.map_mean.new_empty(0), self.map_std.new_empty(0)
+        self.scored_mean, self.scored_std = self.scored_mean.new_empty(0), self.scored_std.new_empty(0)
+        self.damping.fill_(torch.nan)
         self._left_out = []
 
     def forget_embeddings(self) -> None:
@@ -266,26 +300,41 @@ class PadimModel(AnomalibPadimModel):
             pixel_quantile=pixel_quantile,
             position_calibration=self.position_calibration,
             prior_freedom=self.prior_freedom,
+            scored=None if self.scores_map else self._left_out[-1],
         )
-        self.map_mean, self.map_std = calibration.map_mean, calibration.map_std
-        return calibration
+        self.scored_mean, self.scored_std = calibration.scored_mean, calibration.scored_std
+        if not self.damped:
+            return calibration
+        scores = calibration.image_scores
+        half = Rule.calibrated(calibration.scores.cpu(), DAMPING_ALPHA).threshold
+        self.damping.copy_(
+            torch.stack([torch.tensor(half), scores.cpu().std().clamp_min(1e-6), calibration.pixel_level.cpu()])
+        )
+        # New photos' maps are damped, and their means are compared with these.
+        means = [
+            self.damp(self.leave_one_out_maps(images)[:, None], scores[images, None]).mean(dim=(1, 2, 3))
+            for images in torch.arange(len(scores)).split(8)
+        ]
+        return replace(calibration, map_means=torch.cat(means))
 
     def leave_one_out_maps(self, images: torch.Tensor) -> torch.Tensor:
         """Return the anomaly maps (n, H, W) of training images, each by the Gaussians fitted without its part.
+
+        They are not damped: that would lower the pixel threshold.
 
         Args:
             images: (n,) indices, in the order of training; available from the fit to the next training.
         """
         photo = None
         if self.guided is not None:
-            photo = self.guidance.photos(images).to(self.map_mean.device)
+            photo = self.guidance.photos(images).to(self.damping.device)
         distances = [left_out[images] for left_out in self._left_out]
         return self.to_map(distances, self.image_size, photo)[:, 0]
 
     def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: object) -> None:
         if prefix + "gaussian.inv_covariance" in state_dict:
             self._from_anomalib(state_dict, prefix)
-        for name in {"map_mean", "map_std"} & {key.removeprefix(prefix) for key in state_dict}:
+        for name in {"scored_mean", "scored_std"} & {key.removeprefix(prefix) for key in state_dict}:
             setattr(self, name, torch.empty_like(state_dict[prefix + name], device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -304,4 +353,5 @@ class PadimModel(AnomalibPadimModel):
         )
         state_dict[grid + "typical"] = torch.tensor(torch.nan)
         state_dict[prefix + "likeness.idx"] = self.likeness.idx
-        state_dict[prefix + "map_mean"] = state_dict[prefix + "map_std"] = torch.empty(0)
+        state_dict[prefix + "scored_mean"] = state_dict[prefix + "scored_std"] = torch.empty(0)
+        state_dict[prefix + "damping"] = self.damping

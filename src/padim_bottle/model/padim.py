@@ -46,8 +46,8 @@ class TrainingScores:
 class Padim(AnomalibPadim):
     """PaDiM with a seed that applies, a leave-one-out calibrated threshold, and a faster fit.
 
-    Works on CPU, CUDA and MPS in float32; with Lightning's ``bf16-mixed`` precision the backbone runs in bfloat16 and
-    the statistics stay float32.
+    Works on CPU and CUDA in float32; with Lightning's ``bf16-mixed`` precision the backbone runs in bfloat16 and the
+    statistics stay float32.
 
     Args:
         backbone: timm name with its tag, for example ``resnet18.tv_in1k``.
@@ -56,6 +56,11 @@ class Padim(AnomalibPadim):
         grids: the layers of each grid, from fine to coarse: each is pooled to its deepest layer's positions and has
             Gaussians of its own, and their distances are fused (``layers`` is then not used). ``None`` for the
             paper's one grid. Needs ``calibration``.
+        share: positions a side that share a covariance, each with a mean of its own; one number, or one a grid. 1 for
+            none (the paper's).
+        coarsest_side: largest number of positions a side of the last of the ``grids``, whatever the image's size.
+        tolerance: at the coarsest grid, an image is as far as from the nearest Gaussian so many positions around: for
+            parts that are placed by hand. 0 for its own (the paper's). Needs a ``share`` of 1 there.
         support: a fine grid counts up to this times what the next coarser one says: 0 is the coarsest grid alone,
             infinity all in full.
         sigma: standard deviation in pixels of the Gaussian that smooths the map; 4 in the paper, at 224 pixels.
@@ -69,10 +74,13 @@ class Padim(AnomalibPadim):
         alpha: false-alarm rate that the calibrated image threshold is to have.
         confidence: with which the rate is to be below alpha; ``None`` for a rate of about alpha.
         pixel_quantile: the pixel threshold is this quantile of the leave-one-out pixels.
-        position_calibration: score an image by its largest pixel, standardised at each position by how good images
-            vary there; ``false`` for PaDiM's own maximum. Needs ``calibration``.
+        image_score: an image's score is the largest value of its ``map`` (the paper's), or of its ``distances`` at the
+            coarsest grid.
+        position_calibration: standardise what is scored, at each position, by how good images vary there; ``false``
+            for the plain largest value. Needs ``calibration``.
         prior_freedom: of the position calibration: degrees of freedom with which the map's typical variance counts in
             that of each position, as with few images single ones are rough; 0 for none.
+        damped: damp the map of an image that looks good as a whole. Needs ``calibration``.
         group: which photos show the same part and are left out together: ``None`` (each its own), ``parent-folder``,
             or a regular expression with one group, which is searched for in the file name and names the part.
         copies: what to do with exact and near copies among the training photos that ``group`` does not join:
@@ -88,6 +96,9 @@ class Padim(AnomalibPadim):
         layers: list[str] = ["layer1", "layer2", "layer3"],  # noqa: B006
         pre_trained: bool = True,
         grids: list[list[str]] | None = None,
+        share: int | list[int] = 1,
+        coarsest_side: int | None = 16,
+        tolerance: int = 0,
         support: float = 1.0,
         sigma: float = 4.0,
         guided: int | None = None,
@@ -98,8 +109,10 @@ class Padim(AnomalibPadim):
         alpha: float = 0.05,
         confidence: float | None = None,
         pixel_quantile: float = 0.9995,
+        image_score: Literal["map", "distances"] = "map",
         position_calibration: bool = True,
         prior_freedom: float = 10.0,
+        damped: bool = False,
         group: str | None = None,
         copies: Literal["warn", "group", "error"] = "warn",
         checkpoint_precision: Literal["float16", "float32"] = "float16",
@@ -119,6 +132,15 @@ class Padim(AnomalibPadim):
             raise UserError(f"image_size: {list(image_size)} is not a height and a width of 1 or more.")
         if grids is not None and not calibration:
             raise UserError("grids: they need calibration: true, which tells how far each is to be believed.")
+        shares = [share] * len(grids or [layers]) if isinstance(share, int) else list(share)
+        if len(shares) != len(grids or [layers]) or min(shares) < 1:
+            raise UserError(f"share: {share} is not a number of 1 or more, or one for each of the grids.")
+        if coarsest_side is not None and coarsest_side < 1:
+            raise UserError(f"coarsest_side: {coarsest_side} is not 1 or more, nor null.")
+        if tolerance < 0 or (tolerance and shares[-1] > 1):
+            raise UserError(f"tolerance: {tolerance} is not 0 or more, or the last grid's share is not 1.")
+        if damped and not calibration:
+            raise UserError("damped: it needs calibration: true, which tells what good photos look like.")
         if math.isnan(support) or support < 0:
             raise UserError(f"support: {support} is not 0 or more.")
         if not (sigma > 0 and 4 * sigma + 0.5 < min(image_size)):
@@ -161,6 +183,11 @@ class Padim(AnomalibPadim):
             sigma=sigma,
             guided=guided,
             prior_freedom=prior_freedom,
+            share=shares,
+            coarsest_side=coarsest_side,
+            tolerance=tolerance,
+            image_score=image_score,
+            damped=damped,
         )
         self.model.feature_extractor.check_image_size(image_size)
         self.model.calibrating = calibration
@@ -183,8 +210,10 @@ class Padim(AnomalibPadim):
         """Drop what an earlier fit or a loaded checkpoint left.
 
         Raises:
-            UserError: a precision in which the statistics cannot be computed.
+            UserError: a device or a precision on which the statistics cannot be computed.
         """
+        if self.device.type == "mps":
+            raise UserError("trainer.accelerator: MPS has no double precision, choose cpu.")
         if (dtype := next(self.model.feature_extractor.parameters()).dtype) != torch.float32:
             raise UserError(f"trainer.precision: {dtype} throughout does not work, choose 32-true or bf16-mixed.")
         self._is_fitted = torch.tensor([False], device=self.device)
@@ -239,7 +268,11 @@ class Padim(AnomalibPadim):
         Args:
             images: n indices into ``training_scores``; available after training, not after loading.
         """
-        return self.model.leave_one_out_maps(torch.tensor(images)).cpu()
+        assert self.training_scores is not None
+        maps = self.model.leave_one_out_maps(torch.tensor(images))
+        if self.model.damped:
+            maps = self.model.damp(maps[:, None], self.training_scores.scores[list(images), None].to(maps.device))[:, 0]
+        return maps.cpu()
 
     def _parts(self, paths: list[str]) -> tuple[Parts, list[tuple[str, str, str]]]:
         """Return the parts of the training photos, and the copies among them that ``group`` does not join."""

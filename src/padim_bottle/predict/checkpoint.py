@@ -107,8 +107,9 @@ def _check_shapes(padim: Padim) -> None:
         features, found = grid.embedding.n_features, grid.gaussian.mean.shape[-1]
         if not features == found == len(grid.embedding.idx):
             raise ValueError(f"n_features is {features}, its Gaussians have {found} features")
-    if model.map_mean.numel() and padim.input_size not in (None, model.map_mean.shape):
-        raise ValueError(f"image_size is {tuple(padim.input_size)}, its maps have {tuple(model.map_mean.shape)} pixels")
+    if model.scores_map and model.scored_mean.numel() and padim.input_size not in (None, model.scored_mean.shape):
+        pixels = tuple(model.scored_mean.shape)
+        raise ValueError(f"image_size is {tuple(padim.input_size)}, its maps have {pixels} pixels")
 
 
 def _correct_record(padim: Padim, checkpoint: dict[str, Any]) -> None:

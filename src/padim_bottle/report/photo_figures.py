@@ -19,29 +19,32 @@ _PIXELS = 120  # an inch
 
 
 def draw_calibration_maps(run: Run) -> Drawing:
-    """Draw mean and spread of the leave-one-out maps of the training images."""
-    mean, std = run.arrays.get("map_mean"), run.arrays.get("map_std")
+    """Draw mean and spread, over the training images, of what is scored: leave-one-out maps, or coarsest distances."""
+    mean, std = run.arrays.get("scored_mean"), run.arrays.get("scored_std")
     if mean is None or not mean.size:
         return None
     figure = Figure(figsize=(8, 3.5))
     panels = figure.subplots(
         1, 2, gridspec_kw={"left": 0.02, "right": 0.93, "wspace": 0.22, "bottom": 0.04, "top": 0.9}
     )
+    calibration = run.metrics["calibration"] or {}
+    what = "anomaly map" if calibration.get("image_score", "map") == "map" else "distances"
     for axes, pixels, title in zip(panels, (mean, std), ("mean", "standard deviation"), strict=True):
         image = axes.imshow(pixels, cmap="inferno", interpolation="nearest")
-        axes.set_title(f"Good images: {title} of the anomaly map", fontsize=10)
+        axes.set_title(f"Good images: {title} of the {what}", fontsize=10)
         axes.set_axis_off()
         figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03).ax.tick_params(labelsize=8)
-    used = (run.metrics["calibration"] or {}).get("position_calibration")
+    used = calibration.get("position_calibration")
     caption = (
-        f"The anomaly maps of the {len(run.calibration_scores)} training images, each left out of the model that it is "
-        "measured by. Bright on the left: where good images always look a little anomalous. Bright on the right: where "
+        f"The {what if what == 'distances' else 'anomaly maps'} of the {len(run.calibration_scores)} training images"
+        f"{' at the coarsest grid' if what == 'distances' else ''}, each left out of the model that it is measured by. "
+        "Bright on the left: where good images always look a little anomalous. Bright on the right: where "
         "they differ from one another, such as at reflections. "
     )
     caption += (
-        "An image's score is its largest pixel in units of this spread, so what varies among good images weighs less."
+        "An image's score is the largest value in units of this spread, so what varies among good images weighs less."
         if used
-        else "This run's scores do not use it: they are the largest pixel as it is."
+        else "This run's scores do not use it: they are the largest value as it is."
     )
     return "What good images look like to the model", caption, figure
 

@@ -20,8 +20,8 @@ def save_data(
     path: Path,
     predictions: Predictions | None,
     thresholds: Thresholds,
-    map_mean: np.ndarray,
-    map_std: np.ndarray,
+    scored_mean: np.ndarray,
+    scored_std: np.ndarray,
 ) -> None:
     """Write ``figures/data.npz``.
 
@@ -29,10 +29,10 @@ def save_data(
         path: where to.
         predictions: with maps and masks, as far as there are any; ``None`` for a run without test images.
         thresholds: of the run.
-        map_mean: (H, W) mean of the training images' leave-one-out maps; (0,) if there are none.
-        map_std: (H, W) their standard deviation; (0,) if there are none.
+        scored_mean: (H, W) mean of the training images' leave-one-out maps; (0,) if there are none.
+        scored_std: (H, W) their standard deviation; (0,) if there are none.
     """
-    arrays: dict[str, Any] = {"map_mean": np.float32(map_mean), "map_std": np.float32(map_std)}
+    arrays: dict[str, Any] = {"scored_mean": np.float32(scored_mean), "scored_std": np.float32(scored_std)}
     if predictions is not None and predictions.with_masks() is not None:
         curves = {name: curve for name, curve in predictions.pixel_curves.items() if curve is not None}
         arrays["pro_names"] = np.array(list(curves), dtype=np.str_)

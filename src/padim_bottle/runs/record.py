@@ -92,6 +92,7 @@ def describe_calibration(pl_module: LightningModule) -> dict[str, Any] | None:
         # 95 % of models calibrated on so many parts have a false-alarm rate between these.
         "false_alarm_rate_range": list(false_alarm_range(len(scores), post_processor.alpha, post_processor.confidence)),
         "pixel_quantile": post_processor.pixel_quantile,
+        "image_score": "map" if pl_module.model.scores_map else "distances",
         "position_calibration": pl_module.model.position_calibration,
         "training_images": len(scores) if told is None else len(told.image_paths),
         "parts": len(scores),

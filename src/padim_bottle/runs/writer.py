@@ -338,8 +338,8 @@ class ResultsWriter(Callback):
             self._partial / DATA_FILE,
             predictions,
             self._thresholds,
-            map_mean=_to_numpy(getattr(model, "map_mean", None)),
-            map_std=_to_numpy(getattr(model, "map_std", None)),
+            scored_mean=_to_numpy(getattr(model, "scored_mean", None)),
+            scored_std=_to_numpy(getattr(model, "scored_std", None)),
         )
 
     @contextlib.contextmanager
