@@ -47,8 +47,13 @@ def test_each_grids_gaussians_equal_anomalibs(trained, bottles):
         assert ((grid.gaussian.inv_covariance - expected).abs() / largest).max() < 1e-5
 
 
-@pytest.mark.parametrize("options", [{}, {"share": 2}, {"share": [3, 1], "tolerance": 1}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"share": 2}, {"share": [3, 1], "tolerance": 1}, {"share": [2, 1], "region": True}], ids=str
+)
 def test_leave_one_out_maps_equal_refitting(bottles, tmp_path, monkeypatch, options):
+    if "region" in options:
+        options = {**options, "region": str(tmp_path / "region.png")}
+        cv2.imwrite(options["region"], np.pad(np.full((30, 50), 255, np.uint8), ((10, 16), (5, 17))))
     size = (56, 72) if options else (64, 64)  # 14 x 18 positions: no whole number of cells of 3 x 3
     options = {**options, "image_size": size, "image_score": "distances", "position_calibration": False}
     model = two_grids(**options)
@@ -59,6 +64,7 @@ def test_leave_one_out_maps_equal_refitting(bottles, tmp_path, monkeypatch, opti
     monkeypatch.setattr(gaussian, "COVARIANCE_EPSILON", gaussian.COVARIANCE_EPSILON * 11 / 10)
     for row, i in enumerate((0, 5, 11)):
         refitted = two_grids(**options).model
+        refitted.look_at(model.model.area.numpy() if "region" in options else None)
         refitted.train()
         refitted(torch.cat([images[:i], images[i + 1 :]]))
         refitted.fit()

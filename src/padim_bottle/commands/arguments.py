@@ -39,7 +39,11 @@ class Override(str):
 
 
 def photo_settings(
-    photos: Sequence[Path], group: str | None, test: Path | None = None, keep_rejecting: Path | None = None
+    photos: Sequence[Path],
+    group: str | None,
+    test: Path | None = None,
+    keep_rejecting: Path | None = None,
+    region: Path | None = None,
 ) -> dict[str, Any]:
     """Return the keys of a config, with their values, that replace its data by folders of photos."""
     arguments: dict[str, Any] = {"folder": str(photos[0]) if len(photos) == 1 else [*map(str, photos)]}
@@ -49,4 +53,5 @@ def photo_settings(
     if group == "parent-folder":
         arguments["subfolders"] = True
     data = {"class_path": "padim_bottle.Photos", "init_args": arguments}
-    return {"data": data} if group is None else {"data": data, "model.init_args.group": group}
+    model = {"group": group, "region": None if region is None else str(region)}
+    return {"data": data, **{f"model.init_args.{name}": value for name, value in model.items() if value is not None}}

@@ -20,6 +20,7 @@ def train(
     test: Path | None = None,
     keep_rejecting: Path | None = None,
     previous: Path | None = None,
+    region: Path | None = None,
     fallback: Path | None = None,
 ) -> int:
     """Train and test one experiment, and write its results.
@@ -45,6 +46,7 @@ def train(
         test (FOLDER): test on these: a folder a defect type, and 'good' for good parts
         keep_rejecting (FOLDER): photos of known defects, all of which must still be rejected
         previous (RUN): say what changed against this run, not against the one whose place is taken
+        region (PICTURE): white where photos count, black elsewhere, of any size with the photos' aspect
         fallback (YAML): run this instead where data or weights cannot be had
     """
     from padim_bottle.experiment.config_check import check_config
@@ -56,13 +58,13 @@ def train(
 
     changes: list[str] = list(overrides)
     if photos is not None:
-        for key, value in photo_settings(photos, group, test, keep_rejecting).items():
+        for key, value in photo_settings(photos, group, test, keep_rejecting, region).items():
             changes = [f"--{key}", spell_argument(value), *changes]
         experiment = experiment or re.sub(r"[^\w. +=,-]", "_", photos[0].resolve().name).lstrip(".") or "photos"
-    elif any(option is not None for option in (test, group, keep_rejecting, previous)):
+    elif any(option is not None for option in (test, group, keep_rejecting, previous, region)):
         raise UserError(
-            "--test, --group, --keep-rejecting and --previous belong to --photos; a config names the first three in "
-            "its data and its model."
+            "--test, --group, --keep-rejecting, --previous and --region belong to --photos; a config names them in its "
+            "data and its model, but for --previous."
         )
     try:
         trained = train(config, changes, seed, experiment, results, previous)

@@ -67,7 +67,8 @@ class Evidence:
         maps, masks = known.pixels()
         if self.defect != ALL_DEFECTS:
             maps, masks = (array[self._chosen(known)] for array in (maps, masks))
-        return confusion_matrix(at_least(maps, self.thresholds.pixel), masks)
+        called, counted = at_least(maps, self.thresholds.pixel), masks | known.normal(masks)
+        return confusion_matrix(called[counted], masks[counted])
 
     def _chosen(self, predictions: Predictions) -> np.ndarray:
         types = np.array(predictions.defect_types)

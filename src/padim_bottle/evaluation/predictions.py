@@ -37,6 +37,7 @@ class Predictions:
         then count as normal), a good image may not have any other.
     unmasked: (N,) bool, True for a defective image whose mask is not known, or None: all are known. Pixel metrics
         leave such an image out.
+    area: (H, W) bool, the pixels that count in pixel metrics, or None: all do. No mask marks any other.
 
     Raises ValueError for shapes that do not fit together and UserError, naming the first image at fault,
     for scores that are not finite and for ground truth that contradicts itself.
@@ -49,6 +50,7 @@ class Predictions:
     anomaly_maps: np.ndarray | None = None
     masks: np.ndarray | None = None
     unmasked: np.ndarray | None = None
+    area: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.image_paths)
@@ -69,6 +71,9 @@ class Predictions:
         maps, masks = self.anomaly_maps, self.masks
         if maps is not None and masks is not None and maps.shape != masks.shape:
             raise ValueError(f"anomaly_maps {maps.shape} and masks {masks.shape} differ in shape")
+
+        if self.area is not None and masks is not None and masks[:, ~self.area].any():
+            raise ValueError("masks mark pixels that do not count")
 
         self._refuse(~np.isfinite(self.scores), "its anomaly score is not a finite number")
         self._refuse(
@@ -111,7 +116,12 @@ class Predictions:
             self.scores[known],
             self.anomaly_maps[known],
             self.masks[known],
+            area=self.area,
         )
+
+    def normal(self, masks: np.ndarray) -> np.ndarray:
+        """Return the pixels (n, H, W) that count and that no mask (n, H, W) marks."""
+        return ~masks if self.area is None else ~masks & self.area
 
     @cached_property
     def image_curves(self) -> dict[str, Curve | None]:
@@ -137,7 +147,7 @@ class Predictions:
         weights: dict[str, np.ndarray] = {}
         for name in sorted(set(known.defect_types)):
             maps, masks = all_maps[types == name], all_masks[types == name]
-            normal[name], defective[name] = maps[~masks], maps[masks]
+            normal[name], defective[name] = maps[known.normal(masks)], maps[masks]
             normal[name].sort()
             weights[name] = region_weights(masks)
         every = trace_curve(
@@ -155,7 +165,8 @@ class Predictions:
         overlaps = np.full(len(self.labels), np.nan)
         if maps is not None and masks is not None:
             marked = masks.any(axis=(1, 2))
-            areas = aupimo(maps[~self.labels], maps[marked], masks[marked])
+            good = maps[~self.labels]
+            areas = aupimo(good if self.area is None else good[:, self.area], maps[marked], masks[marked])
             if areas is not None:
                 overlaps[marked] = areas
         return overlaps

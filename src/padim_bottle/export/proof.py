@@ -22,8 +22,10 @@ from padim_bottle.data.listing import find_photos
 from padim_bottle.errors import UserError, in_a_line
 from padim_bottle.evaluation.metrics import evaluate
 from padim_bottle.evaluation.predictions import GOOD, Predictions, Thresholds
+from padim_bottle.predict.checkpoint import load_padim
 from padim_bottle.predict.judge import judge
 from padim_bottle.predict.predictor import ImagePrediction, Predictor, load_predictor, read_metrics
+from padim_bottle.runs.record import area_of
 from padim_bottle.tables import Row, Table, figure
 
 SCORE_TOLERANCE = 1e-3
@@ -114,7 +116,9 @@ def prove(
     Raises:
         UserError: a photo or a model cannot be read.
     """
-    reference = load_predictor(checkpoint)
+    reference, area = load_predictor(checkpoint), None
+    if photos.masks is not None:
+        area = area_of(load_padim(checkpoint))
     expected = _predict(reference, photos)
     tolerance = SCORE_TOLERANCE
     if precision == "float32":
@@ -125,7 +129,7 @@ def prove(
     if photos.masks is not None:
         if own is not None:
             metrics["run"] = {name: own.get(name) for name in COMPARED}
-        metrics[CHECKPOINT] = _metrics(reference, expected, photos)
+        metrics[CHECKPOINT] = _metrics(reference, expected, photos, area)
     formats = {}
     for name, folder in folders.items():
         predictor = load_predictor(folder)
@@ -137,7 +141,7 @@ def prove(
             **differences(expected, actual),
         }
         if photos.masks is not None:
-            metrics[name] = _metrics(predictor, actual, photos)
+            metrics[name] = _metrics(predictor, actual, photos, area)
             formats[name]["metrics"] = max(
                 abs(metrics[name][key] - value) for key, value in metrics[CHECKPOINT].items() if value is not None
             )
@@ -204,7 +208,9 @@ def _disturbed(predictor: Predictor) -> Predictor:
     return Predictor(predictor.name, predictor.card, run)
 
 
-def _metrics(predictor: Predictor, predictions: list[ImagePrediction], photos: ProofPhotos) -> dict[str, float | None]:
+def _metrics(
+    predictor: Predictor, predictions: list[ImagePrediction], photos: ProofPhotos, area: NDArray[np.bool_] | None
+) -> dict[str, float | None]:
     masks = photos.masks or []
     types = [GOOD if mask is None else path.parent.name for path, mask in zip(photos.paths, masks, strict=True)]
     size = predictions[0].anomaly_map.shape
@@ -215,7 +221,8 @@ def _metrics(predictor: Predictor, predictions: list[ImagePrediction], photos: P
             labels=np.array([name != GOOD for name in types]),
             scores=np.array([prediction.score for prediction in predictions]),
             anomaly_maps=np.stack([prediction.anomaly_map for prediction in predictions]),
-            masks=np.stack([_mask(mask, size) for mask in masks]),
+            masks=np.stack([_mask(mask, size) for mask in masks]) & (True if area is None else area),
+            area=area,
         ),
         # Scores are raw here, maps normalised: that changes no metric, because normalising keeps the order.
         Thresholds(predictor.card["thresholds"]["image"], 0.5, predictor.card["thresholds"]["source"]),

@@ -8,9 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import nn
 
 from padim_bottle.errors import UserError
+from padim_bottle.model.area import touched
 from padim_bottle.model.calibration import dtype_for, leave_part_out_distances, leave_part_out_distances_of
 from padim_bottle.model.embedding import PatchEmbedding
 from padim_bottle.model.gaussian import PatchGaussians, by_cell, by_image
@@ -32,6 +34,8 @@ class PatchGrid(nn.Module):
             ``share`` of 1.
 
     Attributes:
+        area: (H, W), the pixels of an image that count; ``None`` for all. Positions that hold none of them have no
+            Gaussian, and the distance of the nearest position that has one.
         typical: mean of the training images' squared leave-one-out distances; not a number before the calibration.
     """
 
@@ -49,8 +53,15 @@ class PatchGrid(nn.Module):
         self.gaussian = PatchGaussians(storage_dtype, share**2)
         self.embeddings = PhotoStore()
         self.shape: tuple[int, int] = (0, 0)
+        self.area: NDArray[np.bool_] | None = None
+        self._layouts: dict[tuple[int, int, int], Layout] = {}
         self.register_buffer("typical", torch.tensor(torch.nan))
         self.typical: torch.Tensor
+
+    def look_at(self, area: NDArray[np.bool_] | None) -> None:
+        """Let only an area (H, W) of the images count."""
+        self.area = area
+        self._layouts.clear()
 
     def reset(self) -> None:
         """Drop what was collected and fitted."""
@@ -133,23 +144,58 @@ class PatchGrid(nn.Module):
         ]
         return reduce(torch.minimum, found)
 
+    def layout(self, shape: tuple[int, int]) -> "Layout":
+        """Return which positions of a grid (h, w) have Gaussians, and where they lie."""
+        key = (*shape, self.share)
+        if key not in self._layouts:
+            self._layouts[key] = _layout(*key, self.area)
+        return self._layouts[key]
+
     def _in_cells(self, embedding: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
         """Return embeddings (B, h w, d) cell by cell, (B, P, d)."""
-        if self.share == 1:
+        if self.share == 1 and self.area is None:
             return embedding
-        return _at(embedding, _cells(*shape, self.share).ravel())
+        return _at(embedding, self.layout(shape).shown)
 
     def _in_place(self, distances: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
         """Return distances (B, P), cell by cell, as (B, h, w)."""
-        if self.share > 1:
-            # Of a position that is there more than once, the first.
-            distances = _at(distances, np.unique(_cells(*shape, self.share), return_index=True)[1])
+        if self.share > 1 or self.area is not None:
+            distances = _at(distances, self.layout(shape).placed)
         return distances.unflatten(1, shape)
 
 
 def _at(values: torch.Tensor, positions: NDArray[np.int64]) -> torch.Tensor:
     """Return values (B, P, ...) at other positions."""
     return values[:, torch.from_numpy(positions).to(values.device)]
+
+
+class Layout(NamedTuple):
+    """Which positions of a grid have Gaussians, and where they lie.
+
+    Attributes:
+        shown: (P,) positions, counted row by row, cell by cell.
+        placed: (h w,) which of these stands for each position of the grid.
+        present: (h, w), True for those that are among them.
+    """
+
+    shown: NDArray[np.int64]
+    placed: NDArray[np.int64]
+    present: NDArray[np.bool_]
+
+
+def _layout(height: int, width: int, share: int, area: NDArray[np.bool_] | None) -> Layout:
+    cells = _cells(height, width, share)
+    if area is not None:
+        cells = cells[touched(area, (height, width)).ravel()[cells].any(axis=1)]
+    shown = cells.ravel()
+    # Of a position that is there more than once, the first.
+    positions, first = np.unique(shown, return_index=True)
+    index = np.zeros(height * width, dtype=np.int64)
+    index[positions] = first
+    present = np.zeros((height, width), dtype=bool)
+    present.ravel()[positions] = True
+    rows, columns = ndimage.distance_transform_edt(~present, return_distances=False, return_indices=True)
+    return Layout(shown, index[(rows * width + columns).ravel()], present)
 
 
 class Move(NamedTuple):

@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from anomalib.data import InferenceBatch
 from anomalib.models.image.padim.torch_model import PadimModel as AnomalibPadimModel
+from numpy.typing import NDArray
 from torch import nn
 
 from padim_bottle.errors import UserError
@@ -131,12 +133,22 @@ class PadimModel(AnomalibPadimModel):
         self.register_buffer("scored_std", torch.empty(0))
         # The score at which a map is damped by half, the scores' spread, and the map's level from which it is damped.
         self.register_buffer("damping", torch.full((3,), torch.nan))
+        # (H, W), the pixels that count; empty where all do.
+        self.register_buffer("area", torch.empty(0, dtype=torch.bool))
+        self.area: torch.Tensor
         self.scored_mean: torch.Tensor
         self.scored_std: torch.Tensor
         self.damping: torch.Tensor
         self.image_size: tuple[int, int] = (0, 0)
         self._source: Callable[[torch.Tensor], Features] | None = None
         self._left_out: list[torch.Tensor] = []
+
+    def look_at(self, area: NDArray[np.bool_] | None) -> None:
+        """Let only an area (H, W) of the images count: elsewhere maps are 0 and there are no Gaussians."""
+        self.area = torch.empty(0, dtype=torch.bool) if area is None else torch.from_numpy(area)
+        self.area = self.area.to(self.damping.device)
+        for grid in self.grids:
+            grid.look_at(area)
 
     @property
     def gaussian(self) -> PatchGaussians:
@@ -237,12 +249,16 @@ class PadimModel(AnomalibPadimModel):
         else:
             (evidence,) = distances
         anomaly_map = self.anomaly_map_generator(evidence.unflatten(0, (-1, 1)), image_size)
-        return anomaly_map if photo is None or self.guided is None else guide(anomaly_map, photo, self.guided)
+        if photo is not None and self.guided is not None:
+            anomaly_map = guide(anomaly_map, photo, self.guided)
+        return anomaly_map * self.area.to(anomaly_map.dtype) if self.area.numel() else anomaly_map
 
     def image_score(self, scored: torch.Tensor) -> torch.Tensor:
         """Return the scores (B, 1): the largest value of (B, 1, h, w), standardised by position once calibrated."""
         if self.position_calibration and self.scored_std.numel():
             scored = (scored - self.scored_mean) / self.scored_std
+        if self.area.numel() and self.scores_map:
+            scored = scored + (self.area.to(scored.dtype) - 1.0) * 1e6  # no pixel outside is the largest
         return torch.amax(scored, dim=(-2, -1))
 
     def damp(self, anomaly_map: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
@@ -290,18 +306,21 @@ class PadimModel(AnomalibPadimModel):
         self._left_out = [grid.fit(parts) for grid in self.grids]
         if self.fused:
             fine = self._left_out[0].shape[-2:]
+            present = torch.from_numpy(self.grids[0].layout(tuple(fine)).present).to(self.damping.device)
             for grid, distances in zip(self.grids, self._left_out, strict=True):
                 batches = distances.split(8)
-                total = sum(lift(batch.square(), fine).sum(dtype=torch.float64) for batch in batches)
-                grid.typical.copy_((total / (len(distances) * fine.numel())).clamp_min(1e-12))
+                total = sum(lift(batch.square(), fine)[:, present].sum(dtype=torch.float64) for batch in batches)
+                grid.typical.copy_((total / (len(distances) * present.sum())).clamp_min(1e-12))
         calibration = calibrate(
-            self.leave_one_out_maps,
+            self._left_out_pixels if self.area.numel() else self.leave_one_out_maps,
             parts,
             pixel_quantile=pixel_quantile,
             position_calibration=self.position_calibration,
             prior_freedom=self.prior_freedom,
             scored=None if self.scores_map else self._left_out[-1],
         )
+        if self.area.numel():
+            calibration = self._in_area(calibration)
         self.scored_mean, self.scored_std = calibration.scored_mean, calibration.scored_std
         if not self.damped:
             return calibration
@@ -316,6 +335,20 @@ class PadimModel(AnomalibPadimModel):
             for images in torch.arange(len(scores)).split(8)
         ]
         return replace(calibration, map_means=torch.cat(means))
+
+    def _left_out_pixels(self, images: torch.Tensor) -> torch.Tensor:
+        """Return (n, 1, p): of leave-one-out maps the pixels that count."""
+        return self.leave_one_out_maps(images)[:, None, self.area]
+
+    def _in_area(self, calibration: Calibration) -> Calibration:
+        """Return what was calibrated on the pixels that count, by the maps (H, W) of which they are a part."""
+        means = calibration.map_means * self.area.float().mean()
+        if not self.scores_map:
+            return replace(calibration, map_means=means)
+        scored = calibration.scored_mean, calibration.scored_std
+        mean, std = (torch.full(self.area.shape, of.min(), device=of.device) for of in scored)
+        mean[self.area], std[self.area] = scored[0][0], scored[1][0]
+        return replace(calibration, map_means=means, scored_mean=mean, scored_std=std)
 
     def leave_one_out_maps(self, images: torch.Tensor) -> torch.Tensor:
         """Return the anomaly maps (n, H, W) of training images, each by the Gaussians fitted without its part.
@@ -334,6 +367,9 @@ class PadimModel(AnomalibPadimModel):
     def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: object) -> None:
         if prefix + "gaussian.inv_covariance" in state_dict:
             self._from_anomalib(state_dict, prefix)
+        state_dict.setdefault(prefix + "area", torch.empty(0, dtype=torch.bool))
+        area = state_dict[prefix + "area"]
+        self.look_at(area.cpu().numpy() if area.numel() else None)
         for name in {"scored_mean", "scored_std"} & {key.removeprefix(prefix) for key in state_dict}:
             setattr(self, name, torch.empty_like(state_dict[prefix + name], device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args)

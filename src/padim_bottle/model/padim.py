@@ -16,6 +16,7 @@ from torch import nn
 
 from padim_bottle.errors import UserError
 from padim_bottle.model import backbone as backbones
+from padim_bottle.model.area import read_area, resize_area
 from padim_bottle.model.copies import exact_copies, near_copies
 from padim_bottle.model.network import Features, PadimModel, single_precision
 from padim_bottle.model.parts import Parts, check_group
@@ -67,6 +68,8 @@ class Padim(AnomalibPadim):
         guided: radius in pixels of a guided filter over the map, which lets its edges follow the photo's; ``None``
             for none.
         n_features: features to keep of the joined channels; ``None`` for the paper's number, with ``grids`` for all.
+        region: a picture, white where photos count and black elsewhere, of any size with the photos' aspect: what lies
+            outside has no Gaussians, no score and no metric. ``None``: all counts.
         seed: decides everything random: the channels that are kept.
         image_size: height and width to which images are resized; the datamodule takes it from here.
         calibration: thresholds from leave-one-out scores of the training images; ``false`` for anomalib's, which
@@ -103,6 +106,7 @@ class Padim(AnomalibPadim):
         sigma: float = 4.0,
         guided: int | None = None,
         n_features: int | None = None,
+        region: str | None = None,
         seed: int = 42,
         image_size: tuple[int, int] = (256, 256),
         calibration: bool = True,
@@ -139,6 +143,8 @@ class Padim(AnomalibPadim):
             raise UserError(f"coarsest_side: {coarsest_side} is not 1 or more, nor null.")
         if tolerance < 0 or (tolerance and shares[-1] > 1):
             raise UserError(f"tolerance: {tolerance} is not 0 or more, or the last grid's share is not 1.")
+        if region is not None and (tolerance or not calibration):
+            raise UserError("region: it needs calibration: true and tolerance: 0.")
         if damped and not calibration:
             raise UserError("damped: it needs calibration: true, which tells what good photos look like.")
         if math.isnan(support) or support < 0:
@@ -191,6 +197,7 @@ class Padim(AnomalibPadim):
         )
         self.model.feature_extractor.check_image_size(image_size)
         self.model.calibrating = calibration
+        self.region = None if region is None else Path(region).expanduser()
         self.group = group
         self.copies = copies
         self.training_scores: TrainingScores | None = None
@@ -216,6 +223,8 @@ class Padim(AnomalibPadim):
             raise UserError("trainer.accelerator: MPS has no double precision, choose cpu.")
         if (dtype := next(self.model.feature_extractor.parameters()).dtype) != torch.float32:
             raise UserError(f"trainer.precision: {dtype} throughout does not work, choose 32-true or bf16-mixed.")
+        if self.region is not None and not self.model.area.numel():
+            self.model.look_at(resize_area(read_area(self.region), tuple(self.hparams["image_size"]), self.region))
         self._is_fitted = torch.tensor([False], device=self.device)
         self.model.reset()
         self.training_scores = None

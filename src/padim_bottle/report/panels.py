@@ -52,6 +52,7 @@ def draw_panels(
     mask: NDArray[np.bool_] | None,
     predicted_mask: NDArray[np.bool_],
     scale: HeatmapScale,
+    area: NDArray[np.bool_] | None = None,
 ) -> Panels:
     """Draw what the camera saw, what is true, what the model scored and what it decided.
 
@@ -64,6 +65,7 @@ def draw_panels(
         mask: ground truth, bool ``(H, W)``; all False for a good image, None if it is not known.
         predicted_mask: the pixels called anomalous, bool ``(H, W)``.
         scale: the run's colour scale.
+        area: the pixels that count, bool ``(H, W)``; the others are drawn darker. None: all do.
 
     Returns:
         Panels of the size of the map, times a whole number if that is small.
@@ -76,6 +78,8 @@ def draw_panels(
     zoom = math.ceil(_MIN_PANEL / min(anomaly_map.shape))
     height, width = anomaly_map.shape[0] * zoom, anomaly_map.shape[1] * zoom
     image = _resized(image, height, width)
+    if area is not None:
+        image = np.where(_enlarged(area, zoom)[..., None], image, image // 3)
     regions = find_regions(anomaly_map, predicted_mask, (height, width))
     predicted_mask = _enlarged(predicted_mask, zoom)
     heat = cv2.resize(scale.colours(anomaly_map), (width, height), interpolation=cv2.INTER_LINEAR)

@@ -14,6 +14,7 @@ from padim_bottle.heat import HeatmapScale, write_png
 from padim_bottle.report.panels import draw_panels, lay_out, write_strip
 from padim_bottle.runs.folder import picture_path, strip_path
 from padim_bottle.runs.listener import JudgedImage
+from padim_bottle.runs.record import area_of
 
 
 class Pictures:
@@ -30,6 +31,7 @@ class Pictures:
         self._folder = folder
         self._thresholds = thresholds
         self._strips = strips
+        self._area = area_of(pl_module)
         self._scale = _calibrated_scale(thresholds, pl_module)
         self._taken: set[Path] = set()
         self._drawings: list[Future[None]] = []
@@ -66,7 +68,7 @@ class Pictures:
         if judged.p_value is not None:
             caption += f", p = {judged.p_value:.3f}"
         called = called_pixels(judged.anomaly_map, anomalous, self._thresholds.pixel)
-        panels = draw_panels(judged.picture, judged.anomaly_map, judged.mask, called, self._scale)
+        panels = draw_panels(judged.picture, judged.anomaly_map, judged.mask, called, self._scale, self._area)
         write_png(self._folder / target, lay_out(panels, self._scale, caption))
         if self._strips:
             write_strip(self._folder / strip_path(target), panels)

@@ -12,12 +12,13 @@ from padim_bottle.evaluation.predictions import Predictions
 from padim_bottle.model.anomaly_map import unnormalised
 
 
-def batch_predictions(outputs: Any, data: DataDescription) -> Predictions:
+def batch_predictions(outputs: Any, data: DataDescription, area: np.ndarray | None = None) -> Predictions:
     """Return a batch's raw predictions: Lightning hands them out before the post-processor normalises them.
 
     Args:
         outputs: of the model's test step, with anomaly maps.
         data: what the test images are.
+        area: (H, W), the pixels that count; of all masks what lies outside is left out.
     """
     maps = outputs.anomaly_map.detach().float().cpu().numpy()
     maps = maps.reshape(len(maps), *maps.shape[-2:])
@@ -29,8 +30,9 @@ def batch_predictions(outputs: Any, data: DataDescription) -> Predictions:
         # As float64 the file holds every digit: >= threshold gives the same labels again.
         scores=outputs.pred_score.detach().flatten().double().cpu().numpy(),
         anomaly_maps=maps,
-        masks=masks.reshape(maps.shape),
+        masks=masks.reshape(maps.shape) & (True if area is None else area),
         unmasked=np.array([path in data.unmasked for path in outputs.image_path], dtype=bool),
+        area=area,
     )
 
 
@@ -41,10 +43,11 @@ def joined(batches: Sequence[Predictions]) -> Predictions:
     return Predictions(
         list(chain.from_iterable(batch.image_paths for batch in batches)),
         list(chain.from_iterable(batch.defect_types for batch in batches)),
-        *(
-            np.concatenate([getattr(batch, name) for batch in batches])
+        **{
+            name: np.concatenate([getattr(batch, name) for batch in batches])
             for name in ("labels", "scores", "anomaly_maps", "masks", "unmasked")
-        ),
+        },
+        area=batches[0].area,
     )
 
 

@@ -40,10 +40,11 @@ def save_data(
         if thresholds.pixel is not None:
             masks, called = predictions.pixels()[1], called_maps(predictions, thresholds)
             known = 1.0 if predictions.unmasked is None else np.where(predictions.unmasked, np.nan, 1.0)
-            defective, normal = known * masks.sum(axis=(1, 2)), known * (~masks).sum(axis=(1, 2))
+            others = predictions.normal(masks)
+            defective, normal = known * masks.sum(axis=(1, 2)), known * others.sum(axis=(1, 2))
             with np.errstate(invalid="ignore"):
                 arrays["covered"] = np.float32((called & masks).sum(axis=(1, 2)) / defective)
-                arrays["spilled"] = np.float32((called & ~masks).sum(axis=(1, 2)) / normal)
+                arrays["spilled"] = np.float32((called & others).sum(axis=(1, 2)) / normal)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **arrays)
 

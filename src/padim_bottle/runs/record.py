@@ -56,6 +56,12 @@ def run_thresholds(pl_module: LightningModule, datamodule: Any = None) -> Thresh
     return Thresholds(image, pixel, source)
 
 
+def area_of(pl_module: LightningModule) -> np.ndarray | None:
+    """Return the pixels (H, W) that count for a model; ``None`` where all do."""
+    area = getattr(pl_module.model, "area", None)
+    return area.cpu().numpy() if area is not None and area.numel() else None
+
+
 def describe_model(pl_module: LightningModule) -> dict[str, Any]:
     """Return the model's class and its arguments, as far as JSON can hold them."""
     arguments = {name: value for name, value in pl_module.hparams.items() if _is_plain(value)}
@@ -63,6 +69,8 @@ def describe_model(pl_module: LightningModule) -> dict[str, Any]:
     if isinstance(backbone, str) and backbone.startswith(LOCAL_PREFIX):
         # Where the weights lie on this machine is no property of the model; their hash is recorded.
         arguments["backbone"] = Path(backbone.removeprefix(LOCAL_PREFIX)).name
+    if isinstance(arguments.get("region"), str):
+        arguments["region"] = Path(arguments["region"]).name
     return {"class": public_name(type(pl_module)), **arguments}
 
 

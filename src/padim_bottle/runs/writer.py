@@ -16,12 +16,14 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 
+from padim_bottle.data.images import read_size
 from padim_bottle.data.photos import Photos
 from padim_bottle.data.samples import describe, read_alike
 from padim_bottle.errors import UserError, first_few
 from padim_bottle.evaluation.metrics import evaluate
 from padim_bottle.evaluation.predictions import Predictions, predictions_table
 from padim_bottle.files import sha256, write_whole
+from padim_bottle.model.area import check_aspect, read_area
 from padim_bottle.runs import environment
 from padim_bottle.runs.batches import batch_predictions, joined, to_pictures
 from padim_bottle.runs.changes import CHANGES_FILE, describe_changes
@@ -30,6 +32,7 @@ from padim_bottle.runs.folder import REFUSED_FILE, PartialRun
 from padim_bottle.runs.listener import JudgedImage, RunListener, default_listeners
 from padim_bottle.runs.loggers import log_results
 from padim_bottle.runs.record import (
+    area_of,
     describe_calibration,
     describe_model,
     describe_weights,
@@ -114,6 +117,9 @@ class ResultsWriter(Callback):
         if stage == "test" and self._data is not None and not self._data.defect_types:
             return  # all was written after the training
         self._data = describe(trainer.datamodule)
+        if (region := getattr(pl_module, "region", None)) is not None and stage == "fit":
+            photo = trainer.datamodule.train_data.samples["image_path"].iloc[0]
+            check_aspect(read_area(region), read_size(photo), region)
         self._listeners = [callback for callback in trainer.callbacks if isinstance(callback, RunListener)]
         self._listeners = self._listeners or default_listeners(self.images, self.report)
         self.metrics, self._seconds, self._started = None, {}, {}
@@ -183,7 +189,7 @@ class ResultsWriter(Callback):
         """Collect a batch's raw predictions and hand them on."""
         if outputs.anomaly_map is None:
             raise UserError(f"{type(pl_module).__name__} gives no anomaly maps, which the results are made from.")
-        predictions = batch_predictions(outputs, self._data)
+        predictions = batch_predictions(outputs, self._data, area_of(pl_module))
         self._batches.append(predictions)
         watching = self._watching()
         if not watching:
@@ -284,10 +290,13 @@ class ResultsWriter(Callback):
                 listener.on_run_image(judged)
 
     def _header(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        data, area = self._data.as_dict(), area_of(pl_module)
+        if area is not None:
+            data["left_out"].append(f"Only the region counts, {area.mean():.1%} of the photo, in pixel metrics too.")
         return {
             "experiment": self.experiment,
             "seed": run_seed(pl_module),
-            "data": self._data.as_dict(),
+            "data": data,
             "weights": describe_weights(pl_module),
             "model": describe_model(pl_module),
         }

@@ -26,6 +26,7 @@ from padim_bottle.experiment.variants import Variant
 from padim_bottle.model.backbone import FrozenBackbone, feature_layers
 from padim_bottle.model.padim import Padim
 from padim_bottle.model.parts import Parts
+from padim_bottle.runs.record import area_of
 from padim_bottle.tune.settings import METRICS, TuneSettings
 from padim_bottle.tune.training_photos import PhotoFeatures, TrainingPhotos
 
@@ -221,13 +222,15 @@ def _fit_and_score(
             scores.append(output.pred_score.flatten().cpu())
             maps.append(output.anomaly_map[:, 0].cpu())
     types = [photos.kind(index - count) if index >= count else GOOD for index in split.shown.tolist()]
+    masks, area = features.masks(split.shown), area_of(model)
     predictions = Predictions(
         image_paths=[str(photos.paths[index % count]) for index in split.shown],
         defect_types=types,
         labels=np.array(types) != GOOD,
         scores=torch.cat(scores).numpy(),
         anomaly_maps=torch.cat(maps).float().numpy(),
-        masks=features.masks(split.shown),
+        masks=masks if area is None else masks & area,
+        area=area,
     )
     metrics = evaluate(predictions, _NO_THRESHOLDS)
     return {name: metrics[name] for name in METRICS}
