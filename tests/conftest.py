@@ -29,10 +29,22 @@ TINY = {"size": 64, "train_good": 12, "test_good": 4, "test_per_defect": 3, "see
 
 # Whoever uses one is slow.
 SLOW = {"exports", "swept", "tuned", "browser"}
+# A process takes file after file: those that take long come first, or the others wait for the last of them.
+LONG = (
+    "test_precision.py", "test_faults.py", "test_doors.py", "test_export.py", "test_real_data.py", "test_promises.py",
+    "test_ray_cluster.py", "test_watch.py", "test_drift.py", "test_sweep.py", "test_configs.py", "test_app_browser.py",
+    "test_browser.py", "test_notebook.py", "test_wheel.py", "test_anomalib.py", "test_results_writer.py",
+)  # fmt: skip
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # pytest-xdist's: files of many tests first
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
     for item in items:
         if SLOW.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)

@@ -11,7 +11,7 @@ from small import train_small
 
 from padim_bottle.commands.command_line import run_verb
 from padim_bottle.data.images import read_image
-from padim_bottle.export.formats import export, trace
+from padim_bottle.export.formats import trace
 from padim_bottle.export.proof import find_training_photos
 from padim_bottle.predict.checkpoint import load_padim
 from padim_bottle.predict.predictor import load_predictor
@@ -51,26 +51,30 @@ def lowered(request, run):
     return request.param, code, run / "export" / f"openvino_{request.param}", given
 
 
-def operations(folder, hint):
+@pytest.fixture(scope="module")
+def single(run, tmp_path_factory):
+    """The run as an OpenVINO model in single precision, and which part of that is the backbone."""
+    model, backbone = read_onnx(trace(load_padim(run / "model.ckpt"), tmp_path_factory.mktemp("single")))
+    return lower(model, backbone, "float32", ()), backbone
+
+
+def operations(model, hint):
     """Count the operations of a compiled model by kind and precision."""
-    compiled = ov.Core().compile_model(folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": hint})
+    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
     infos = [operation.rt_info for operation in compiled.get_runtime_model().get_ops()]
     return Counter((info["layerType"].astype(str), info["runtimePrecision"].astype(str)) for info in infos)
 
 
 @pytest.mark.skipif(not BFLOAT16, reason="needs a processor with bfloat16")
 @pytest.mark.parametrize("model", ["one grid", "two grids"])
-def test_an_export_stays_in_single_precision_whatever_it_is_compiled_with(exports, run, tmp_path, model):
-    folder = exports
-    if model == "two grids":
-        folder = tmp_path
-        export(run / "model.ckpt", ["openvino"], folder)
-    assert not [found for found in operations(folder / "openvino", "bf16") if found[1] == "bf16"]
+def test_an_export_stays_in_single_precision_whatever_it_is_compiled_with(exports, single, model):
+    model = exports / "openvino" / "model.xml" if model == "one grid" else single[0]
+    assert not [found for found in operations(model, "bf16") if found[1] == "bf16"]
 
 
 def test_only_the_backbone_is_lowered(lowered):
     name, _, folder, _ = lowered
-    found = operations(folder, "bf16" if name == "bfloat16" else "f32")
+    found = operations(folder / "model.xml", "bf16" if name == "bfloat16" else "f32")
     low = {"int8": ("i8", "u8"), "bfloat16": ("bf16",)}[name]
     if name == "bfloat16" and not BFLOAT16:
         pytest.skip("needs a processor with bfloat16")
@@ -118,11 +122,9 @@ def test_gaussians_and_thresholds_are_those_of_the_lowered_features(lowered, run
         np.testing.assert_allclose(actual.anomaly_map, expected.anomaly_map[0, 0], atol=2e-3)
 
 
-def test_refitted_to_the_same_features_it_is_the_checkpoint(run, tmp_path):
-    photos = find_training_photos(run)
-    model, backbone = read_onnx(trace(load_padim(run / "model.ckpt"), tmp_path))
+def test_refitted_to_the_same_features_it_is_the_checkpoint(run, single):
     padim, trained = load_padim(run / "model.ckpt"), load_padim(run / "model.ckpt")
-    refit(padim, lower(model, backbone, "float32", photos), backbone, "float32", photos)
+    refit(padim, *single, "float32", find_training_photos(run))
     torch.testing.assert_close(
         padim.post_processor.calibration_scores, trained.post_processor.calibration_scores, rtol=1e-3, atol=1e-3
     )
