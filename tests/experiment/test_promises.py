@@ -21,9 +21,10 @@ class Bottles:
 
     def __init__(self, root, model):
         train = sorted((root / "bottle" / "train" / "good").glob("*.png"))
-        defective = [path for name in DEFECTS for path in sorted((root / "bottle" / "test" / name).glob("*.png"))]
+        # Every fifth of each type.
+        defective = [path for name in DEFECTS for path in sorted((root / "bottle" / "test" / name).glob("*.png"))[::5]]
         self.good, self.defective = torch.arange(len(train)), torch.arange(len(train), len(train) + len(defective))
-        features = [self._features(model, paths) for paths in np.array_split([*train, *defective], 34)]
+        features = [self._features(model, paths) for paths in np.array_split([*train, *defective], 28)]
         self.features = {layer: torch.cat([part[layer] for part in features]) for layer in features[0]}
 
     @staticmethod
