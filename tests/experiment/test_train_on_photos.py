@@ -189,6 +189,8 @@ def test_photos_of_one_part_are_left_out_together(photos, tmp_path):
         (["--group", "no_such_name_(x+)"], "no_such_name"),
         (["--group", r"\.(png)$"], "12 training images show 1"),
         (["--group", "(unfinished"], "unfinished"),
+        (["--region", "nowhere.png"], "Cannot read the region nowhere.png"),
+        (["--region", "WIDE"], "of the same aspect"),
         (["--config", "PATCHCORE"], "no threshold without them"),
     ],
 )
@@ -200,7 +202,9 @@ def test_a_mistake_is_one_line_and_nothing_is_left_behind(photos, tmp_path, caps
         "init_args": {"backbone": "resnet18", "pre_trained": False, "evaluator": False, "visualizer": False},
     }
     (photos.parent / "patchcore.yaml").write_text(yaml.safe_dump(patchcore))
-    replaced = {"PHOTOS": str(photos), "PATCHCORE": str(photos.parent / "patchcore.yaml")}
+    Image.new("L", (80, 60), 255).save(photos.parent / "wide.png")
+    replaced = {"WIDE": str(photos.parent / "wide.png")}
+    replaced |= {"PHOTOS": str(photos), "PATCHCORE": str(photos.parent / "patchcore.yaml")}
     assert train(photos, "results", *(replaced.get(argument, argument) for argument in arguments)) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert words in line
