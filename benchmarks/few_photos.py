@@ -1,4 +1,4 @@
-"""How few photos do: recall and false alarms of models of 5 to 40 bottles, for several values of prior_freedom.
+"""How few photos do: recall and false alarms of models of 5 to 200 bottles, for several values of prior_freedom.
 
 Models are fitted to random subsets of the training photos and shown the photos that they were not fitted to: as they
 are, and with a synthetic anomaly each. By those prior_freedom is chosen. The test photos are judged as well, for the
@@ -9,6 +9,7 @@ table in docs/threshold.md; nothing is chosen by them.
 
 import json
 import logging
+import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -29,15 +30,15 @@ from padim_bottle.model.calibration import Calibration, calibrate
 from padim_bottle.model.padim import Padim
 from padim_bottle.model.parts import Parts
 from padim_bottle.model.rule import Rule
-from padim_bottle.tune.measure import build_model, training_paths
+from padim_bottle.tune.measure import build_model, fabric_of, training_paths
 from padim_bottle.tune.training_photos import PhotoFeatures, TrainingPhotos
 
 CONFIGS = ("configs/padim_resnet18.yaml", "configs/padim_resnet18_grids.yaml")
-COUNTS = (5, 10, 20, 40)
+COUNTS = (5, 10, 20, 40, 100, 200)
 PRIORS = (0.0, 3.0, 10.0, 30.0, 100.0)
 PLAIN = "plain maximum"
 ALPHA = 0.05
-# Photos that a model was not fitted to, of which it is shown so many.
+# Photos that a model was not fitted to, of which it is shown so many, or all that there are.
 HELD_OUT = 40
 
 Batches = list[tuple[torch.Tensor, dict[str, torch.Tensor]]]
@@ -59,13 +60,13 @@ def measure(configs: Sequence[Path], counts: Sequence[int], subsets: int) -> Ite
     """Yield a row a config, subset and score, with the shares of images that are called anomalous."""
     experiments = {config.stem: ExperimentConfig(config) for config in configs}
     models = {name: build_model(experiment, seed=42) for name, experiment in experiments.items()}
-    first, device = next(iter(models.values())), torch.device("cpu")
+    first, fabric = next(iter(models.values())), fabric_of(next(iter(experiments.values())))
     if any(model.model.layers != first.model.layers for model in models.values()):
         raise UserError("The configs must look at the same layers: the photos pass through one backbone once.")
     paths = training_paths(next(iter(experiments.values())))
     transform = first.pre_processor.transform
     photos = TrainingPhotos(paths, AnomalySettings(), transform)
-    features = PhotoFeatures(photos, first.model.feature_extractor, device, None, lambda _: None)
+    features = PhotoFeatures(photos, first.model.feature_extractor, fabric, Path(tempfile.gettempdir()), lambda _: None)
     test = list_photos(paths[0].parents[2] / "test").photos
     good = np.array([path.parent.name == "good" for path in test])
     tested: Batches = []
@@ -78,11 +79,11 @@ def measure(configs: Sequence[Path], counts: Sequence[int], subsets: int) -> Ite
         order = np.random.default_rng([count, subset]).permutation(len(paths))
         fitted, held_out = np.sort(order[:count]), order[count : count + HELD_OUT]
         network.reset()
-        for _, images, recorded in features.batches(fitted, network.layers, device):
+        for _, images, recorded in features.batches(fitted, network.layers, fabric.device):
             network.collect(recorded, images)
         network.fit_and_calibrate(0.9995)
         shown = np.concatenate([held_out, held_out + len(paths)])
-        maps = maps_of(model, features.batches(shown, network.layers, device))
+        maps = maps_of(model, features.batches(shown, network.layers, fabric.device))
         test_maps = maps_of(model, iter(tested))
         for prior in (*PRIORS, PLAIN):
             calibration = calibrate(
@@ -106,11 +107,11 @@ def measure(configs: Sequence[Path], counts: Sequence[int], subsets: int) -> Ite
 
 
 def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the means over the subsets, and the lowest recall and the highest rate of false alarms."""
+    """Return the means over the subsets, and the lowest and the highest recall and rate of false alarms."""
     groups = pd.DataFrame(rows).groupby(["config", "photos", "score"], sort=False)
     table = groups.mean(numeric_only=True).drop(columns="subset")
-    table["lowest_test_recall"] = groups["test_recall"].min()
-    table["highest_false_alarms"] = groups["false_alarms"].max()
+    for figure in ("test_recall", "false_alarms"):
+        table[f"lowest_{figure}"], table[f"highest_{figure}"] = groups[figure].min(), groups[figure].max()
     return table.round(4).reset_index().to_dict("records")
 
 

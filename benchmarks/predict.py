@@ -95,10 +95,25 @@ def load_anomalib(run: Path) -> Callable[["NDArray[np.uint8]"], Any]:
 
 def anomalib_state_dict(network: Any) -> dict[str, Any]:
     """Return the state dict of anomalib's ``PadimModel`` with a one-grid network's channels, means and covariances."""
-    state = {f"feature_extractor.{k}": v for k, v in network.feature_extractor.state_dict().items()}
+    state = {f"feature_extractor.{k}": v for k, v in timm_state_dict(network.feature_extractor).items()}
     state["idx"] = network.idx
     state["gaussian.mean"] = network.gaussian.mean.T.contiguous()
     state["gaussian.inv_covariance"] = network.gaussian.inv_covariance
+    return state
+
+
+def timm_state_dict(backbone: Any) -> dict[str, Any]:
+    """Return the state dict of timm's network, with neutral batch norms where ours has folded them."""
+    state = dict(backbone.state_dict())
+    for convolution, norm, epsilon in getattr(backbone, "folded", ()):
+        bias = state.pop(f"feature_extractor.{convolution}.bias")
+        neutral = {
+            "weight": bias * 0 + 1,
+            "bias": bias,
+            "running_mean": bias * 0,
+            "running_var": bias * 0 + 1 - epsilon,
+        }
+        state |= {f"feature_extractor.{norm}.{name}": value for name, value in neutral.items()}
     return state
 
 
@@ -123,8 +138,10 @@ def time_stages(contender: str, run: Path, photos: Sequence[Path], passes: int) 
     from torch.nn.modules import module as torch_modules
 
     from padim_bottle.data.images import read_image
+    from padim_bottle.model.extractor import FrozenBackbone
 
-    watched = {"network": PadimModel, "backbone": TimmFeatureExtractor, "thresholds": PostProcessor}
+    backbones = (TimmFeatureExtractor, FrozenBackbone)
+    watched = {"network": PadimModel, "backbone": backbones, "thresholds": PostProcessor}
     started: dict[str, float] = {}
     taken: dict[str, list[float]] = defaultdict(list)
 

@@ -323,6 +323,7 @@ def numbers(run):
     metrics = json.loads((run / "metrics.json").read_text())
     own = {
         "seconds",
+        "profile",
         "peak_memory_bytes",
         "finished",
         "features_from_seed",

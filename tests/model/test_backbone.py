@@ -1,9 +1,7 @@
 import hashlib
 
 import pytest
-import torch
 
-from padim_bottle import Padim
 from padim_bottle.errors import UnavailableError, UserError
 from padim_bottle.model import backbone
 
@@ -85,23 +83,3 @@ def test_pickled_weights_are_not_read(tmp_path, monkeypatch):
     monkeypatch.setenv("PADIM_WEIGHTS_DIR", str(tmp_path))
     with pytest.raises(UserError, match="pickled weights are not read"):
         backbone.locate_weights("resnet18.tv_in1k")
-
-
-@pytest.mark.parametrize("grids", [None, [["stages.0"], ["stages.0", "stages.1"]]], ids=["one grid", "grids"])
-def test_maps_with_channels_last_are_turned(grids):
-    layers = ["stages.0", "stages.1"]
-    padim = Padim("mambaout_femto.in1k", layers, False, grids, n_features=20, image_size=(64, 64))
-    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    features = padim.model.features(images)
-    with torch.no_grad():
-        untouched = padim.model.feature_extractor.feature_extractor(images)
-    for (layer, feature), other in zip(features.items(), untouched, strict=True):
-        assert feature.shape == (2, backbone.feature_layers("mambaout_femto.in1k")[layer], *other.shape[1:3])
-        torch.testing.assert_close(feature.permute(0, 2, 3, 1), other, rtol=1e-4, atol=1e-4)
-
-
-def test_a_size_that_a_backbone_cannot_take_is_refused_before_any_work():
-    with pytest.raises(UserError, match=r"image_size: swin_tiny\S+ cannot take images of 256 x 256 pixels .*224"):
-        Padim("swin_tiny_patch4_window7_224.ms_in1k", ["layers.0"], False, n_features=20)
-    with pytest.raises(UserError, match=r"^backbone: anomalib cannot take the layers of fastvit_t8"):
-        Padim("fastvit_t8.apple_in1k", ["stages.0"], False, n_features=20)

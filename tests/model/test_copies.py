@@ -39,6 +39,23 @@ def test_where_every_part_has_two_photos_each_second_one_is_found():
     assert near_copies(kept(both)) == [Copy(i, i + 40, "near") for i in range(40)]
 
 
+@pytest.mark.parametrize("channels", [20, 60])
+def test_similarity_is_the_mahalanobis_inner_product(channels, monkeypatch):
+    """Of 40 photos, more than channels and fewer, by plain inversion."""
+    photos = np.random.default_rng(0).normal(size=(40, 3, channels)) * np.logspace(-2, 0, channels)
+    products = np.zeros((40, 40))
+    for position in range(3):
+        delta = photos[:, position] - photos[:, position].mean(axis=0)
+        covariance = delta.T @ delta / 39 + 0.01001 * np.eye(channels)
+        products += delta @ np.linalg.inv(covariance) @ delta.T
+    lengths = np.sqrt(np.diag(products))
+    earlier = np.tril(products / lengths / lengths[:, None], -1)
+    monkeypatch.setattr(copies, "SIMILAR", np.quantile(earlier.max(axis=1), 0.5))
+    expected = [Copy(int(earlier[i].argmax()), i, "near") for i in range(40) if earlier[i].max() >= copies.SIMILAR]
+    assert len(expected) == 20
+    assert near_copies(kept(torch.from_numpy(photos).float())) == expected
+
+
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_photos_that_do_not_differ_at_all_give_no_nonsense(count):
     assert near_copies(kept(torch.ones(count, 4, 3))) == []
@@ -46,7 +63,7 @@ def test_photos_that_do_not_differ_at_all_give_no_nonsense(count):
 
 @pytest.mark.real_data
 def test_second_photos_of_real_bottles_are_noticed(mvtec_root, real_weights, monkeypatch):
-    """60 training photos, each with a second one: moved by up to 2 pixels, up to 3 % brighter or darker, noisy."""
+    """Training photos, each with a second one: moved by up to 2 pixels, up to 3 % brighter or darker, noisy."""
     from padim_bottle import Padim
 
     monkeypatch.setenv("PADIM_WEIGHTS_DIR", str(real_weights))
@@ -64,7 +81,11 @@ def test_second_photos_of_real_bottles_are_noticed(mvtec_root, real_weights, mon
     model.model.train()
     for batch in torch.tensor(np.array(photos + second), dtype=torch.float32).permute(0, 3, 1, 2).split(8):
         model.model(normalise(batch))
-    found = {(copy.first, copy.second) for copy in near_copies(model.model.likenesses)}
-    twins = {(i, i + 60) for i in range(60)}
-    assert len(found & twins) >= 40
-    assert len(found - twins) <= 3
+    likenesses = model.model.likenesses.photos(slice(None))
+    # What is said of few parts: none of 10 is found, and less than half of 20.
+    for parts, least, most in ((10, 0, 0), (20, 1, 9), (60, 40, 60)):
+        of_both = torch.cat([likenesses[:parts], likenesses[60 : 60 + parts]])
+        found = {(copy.first, copy.second) for copy in near_copies(kept(of_both))}
+        twins = {(i, i + parts) for i in range(parts)}
+        assert least <= len(found & twins) <= most
+        assert len(found - twins) <= 3

@@ -26,7 +26,7 @@ def read(folder):
 
 def without_clocks(metrics):
     # A checkpoint holds the path of Lightning's working folder, so its size varies with that by some bytes.
-    changing = {"seconds", "peak_memory_bytes", "finished", "config_sha256", "checkpoint_bytes"}
+    changing = {"seconds", "profile", "peak_memory_bytes", "finished", "config_sha256", "checkpoint_bytes"}
     return {key: value for key, value in metrics.items() if key not in changing}
 
 
@@ -54,6 +54,12 @@ def test_metrics_say_what_they_are_of(run_folder):
     assert metrics["versions"]["anomalib"] == "2.7.0"
     assert metrics["checkpoint_bytes"] == (run_folder / "model.ckpt").stat().st_size
     assert {"train", "test", "evaluate", "total"} <= metrics["seconds"].keys()
+    stages = {"reading", "backbone", "fit", "calibration", "copies", "test", "draw", "evaluate", "report"}
+    assert stages <= metrics["profile"].keys()
+    told = sum(stage["seconds"] for name, stage in metrics["profile"].items() if name != "start")
+    assert told == pytest.approx(metrics["seconds"]["total"], abs=0.05)
+    assert metrics["profile"]["backbone"]["cpu_seconds"] > 0
+    assert ", backbone " in (demo / "report.html").read_text().partition("CPU seconds: ")[2]
     assert set(metrics["per_defect"]) == {"broken_large", "broken_small", "contamination"}
 
 

@@ -77,7 +77,8 @@ def numbers(folder):
     metrics = json.loads((folder / "metrics.json").read_text())
     # A checkpoint holds the path of Lightning's folder, so its size depends on that.
     own = {
-        "seconds", "peak_memory_bytes", "finished", "config_sha256", "features_from_seed", "checkpoint_bytes",
+        "seconds", "profile", "peak_memory_bytes", "finished", "config_sha256", "features_from_seed",
+        "checkpoint_bytes",
     }  # fmt: skip
     return {key: value for key, value in metrics.items() if key not in own}
 

@@ -50,7 +50,7 @@ def read(folder):
 
 def numbers(folder):
     # A checkpoint holds the path of Lightning's folder, so its size depends on that.
-    own = {"seconds", "peak_memory_bytes", "finished", "features_from_seed", "checkpoint_bytes"}
+    own = {"seconds", "profile", "peak_memory_bytes", "finished", "features_from_seed", "checkpoint_bytes"}
     return {key: value for key, value in read(folder).items() if key not in own}
 
 

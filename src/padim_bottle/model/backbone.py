@@ -14,11 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import timm
-import torch
-from anomalib.models.components import TimmFeatureExtractor
 
 from padim_bottle.errors import UnavailableError, UserError, in_a_line
 from padim_bottle.files import sha256
+from padim_bottle.model.extractor import network_facts
 from padim_bottle.places import weights_folders
 
 # Table I of the PaDiM paper (Defard et al. 2021): R18-Rd100 and WR50-Rd550.
@@ -107,9 +106,7 @@ def feature_layers(backbone: str) -> dict[str, int]:
     Args:
         backbone: timm name, or ``local-dir:<folder>``.
     """
-    with torch.device("meta"):
-        model = timm.create_model(backbone, pretrained=False, features_only=True, exportable=True)
-    return {info["module"]: info["num_chs"] for info in model.feature_info.info}
+    return {name: layer.channels for name, layer in network_facts(backbone).layers.items()}
 
 
 def check_embedding(backbone: str, layers: Sequence[str], n_features: int | None) -> int:
@@ -185,58 +182,6 @@ def is_random(
     if grids is None:
         return (n_features or default_n_features(backbone) or 0) < widths[0]
     return n_features is not None and any(n_features < width for width in widths)
-
-
-class FrozenBackbone(TimmFeatureExtractor):
-    """A network whose layers PaDiM looks at; it is never trained.
-
-    Args:
-        backbone: timm name, or ``local-dir:<folder>``.
-        layers: names of the layers, from shallow to deep.
-        pre_trained: load weights; else the network is random, with the same weights for every seed.
-
-    Raises:
-        UserError: anomalib's extractor cannot take this backbone.
-    """
-
-    def __init__(self, backbone: str, layers: Sequence[str], pre_trained: bool) -> None:
-        # A network that is not loaded comes from the global generator: fixed here, and the caller's state left alone.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            try:
-                super().__init__(backbone=backbone, layers=layers, pre_trained=pre_trained)
-            except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
-                reason = in_a_line(error)
-                raise UserError(f"backbone: anomalib cannot take the layers of {backbone} ({reason}).") from error
-        self.eval().to(memory_format=torch.channels_last)
-
-    def forward(self, inputs: torch.Tensor) -> dict[str | int, torch.Tensor]:
-        """Return the layers' maps (B, C, h, w) of images (B, 3, H, W)."""
-        with torch.no_grad():
-            maps = super().forward(inputs.contiguous(memory_format=torch.channels_last))
-        # Transformers such as Swin give (B, h, w, C), and say so.
-        if getattr(self.feature_extractor, "output_fmt", "NCHW") == "NHWC":
-            return {layer: feature.permute(0, 3, 1, 2) for layer, feature in maps.items()}
-        return maps
-
-    def check_image_size(self, image_size: Sequence[int]) -> None:
-        """Let one empty image pass, so that what the backbone cannot take fails before any work is done.
-
-        Args:
-            image_size: height and width of the images.
-
-        Raises:
-            UserError: the backbone cannot take images of this size, or its maps are not (B, C, h, w).
-        """
-        height, width = image_size
-        size = f"image_size: {self.backbone} cannot take images of {height} x {width} pixels"
-        try:
-            maps = self(torch.zeros(1, 3, height, width))
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise UserError(f"{size} ({in_a_line(error)}).") from error
-        for (layer, feature), channels in zip(maps.items(), self.out_dims, strict=True):
-            if feature.ndim != 4 or feature.shape[1] != channels:
-                raise UserError(f"{size}: {layer} gives {tuple(feature.shape)}, not a map of {channels} channels.")
 
 
 def _check_layers(backbone: str, layers: Sequence[str], key: str) -> dict[str, int]:

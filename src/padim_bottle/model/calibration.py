@@ -42,6 +42,7 @@ import torch
 from padim_bottle.errors import UserError
 from padim_bottle.model.gaussian import COVARIANCE_EPSILON
 from padim_bottle.model.parts import Parts
+from padim_bottle.stages import stage
 
 logger = logging.getLogger(__name__)
 
@@ -194,6 +195,7 @@ def check_parts(parts: Parts) -> None:
         )
 
 
+@stage("calibration")
 def calibrate(
     to_maps: Callable[[torch.Tensor], torch.Tensor],
     parts: Parts,

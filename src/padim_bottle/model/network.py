@@ -27,14 +27,15 @@ from torch import nn
 
 from padim_bottle.errors import UserError
 from padim_bottle.model.anomaly_map import SmoothUpsample, damp, fuse, grey_photo, guide, lift
-from padim_bottle.model.backbone import FrozenBackbone
 from padim_bottle.model.calibration import Calibration, calibrate, check_parts
 from padim_bottle.model.embedding import PatchEmbedding
+from padim_bottle.model.extractor import FrozenBackbone
 from padim_bottle.model.gaussian import PatchGaussians, pack_lower
 from padim_bottle.model.grid import PatchGrid
 from padim_bottle.model.parts import Parts
 from padim_bottle.model.rule import Rule
 from padim_bottle.model.store import PhotoStore
+from padim_bottle.stages import stage
 
 # The backbone's maps (B, C, h, w) of a batch, by layer.
 Features = dict[str, torch.Tensor]
@@ -74,6 +75,7 @@ class PadimModel(AnomalibPadimModel):
         tolerance: of the last grid, see ``PatchGrid``.
         image_score: what a score is the largest value of: the ``map``, or the ``distances`` at the coarsest grid.
         damped: damp the map of a photo that looks good as a whole, see ``anomaly_map.damp``.
+        image_size: height and width of the images, see ``FrozenBackbone``.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class PadimModel(AnomalibPadimModel):
         tolerance: int = 0,
         image_score: Literal["map", "distances"] = "map",
         damped: bool = False,
+        image_size: Sequence[int] | None = None,
     ) -> None:
         # anomalib's class would build its own Gaussians: skip its __init__, call that of its base.
         super(AnomalibPadimModel, self).__init__()
@@ -102,7 +105,7 @@ class PadimModel(AnomalibPadimModel):
         self.loss = None
         self.backbone = backbone
         self.layers = list(layers)
-        self.feature_extractor = FrozenBackbone(backbone, layers, pre_trained)
+        self.feature_extractor = FrozenBackbone(backbone, layers, pre_trained, image_size)
         channels = dict(zip(self.layers, self.feature_extractor.out_dims, strict=True))
         self.n_features_original = sum(channels.values())
         self.n_features = n_features
@@ -182,7 +185,8 @@ class PadimModel(AnomalibPadimModel):
         """Return what the backbone makes of normalised images (B, 3, H, W), or what ``features_from`` has instead."""
         if self.tiler:
             raise UserError("Tiling is not supported by this Padim: anomalib.models.Padim has it.")
-        return (self._source or self.feature_extractor)(images)
+        with stage("backbone"):
+            return (self._source or self.feature_extractor)(images)
 
     @contextlib.contextmanager
     def features_from(self, source: Callable[[torch.Tensor], Features]) -> Iterator[None]:

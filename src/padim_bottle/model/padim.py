@@ -21,6 +21,7 @@ from padim_bottle.model.copies import exact_copies, near_copies
 from padim_bottle.model.network import Features, PadimModel, single_precision
 from padim_bottle.model.parts import Parts, check_group
 from padim_bottle.model.post_processor import CalibratedPostProcessor
+from padim_bottle.stages import stage
 
 logger = logging.getLogger(__name__)
 
@@ -194,8 +195,8 @@ class Padim(AnomalibPadim):
             tolerance=tolerance,
             image_score=image_score,
             damped=damped,
+            image_size=image_size,
         )
-        self.model.feature_extractor.check_image_size(image_size)
         self.model.calibrating = calibration
         self.region = None if region is None else Path(region).expanduser()
         self.group = group
@@ -237,6 +238,7 @@ class Padim(AnomalibPadim):
             self.collect(features, batch.image, batch.image_path or [""] * len(batch.image))
         return torch.tensor(0.0, requires_grad=True, device=self.device)
 
+    @stage("fit")
     def collect(self, features: Features, images: torch.Tensor, paths: Sequence[str]) -> None:
         """Add a batch to what ``fit`` needs.
 
@@ -248,6 +250,7 @@ class Padim(AnomalibPadim):
         self._training_paths += paths
         self.model.collect(features, images)
 
+    @stage("fit")
     def fit(self) -> None:
         """Fit the Gaussians and, if asked for, calibrate; runs once, after the last training batch.
 
@@ -283,6 +286,7 @@ class Padim(AnomalibPadim):
             maps = self.model.damp(maps[:, None], self.training_scores.scores[list(images), None].to(maps.device))[:, 0]
         return maps.cpu()
 
+    @stage("copies")
     def _parts(self, paths: list[str]) -> tuple[Parts, list[tuple[str, str, str]]]:
         """Return the parts of the training photos, and the copies among them that ``group`` does not join."""
         parts = Parts.of_photos(paths, self.group)

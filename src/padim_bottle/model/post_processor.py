@@ -9,7 +9,7 @@ from anomalib.data import InferenceBatch
 from anomalib.post_processing import PostProcessor
 
 from padim_bottle.model.calibration import Calibration
-from padim_bottle.model.rule import Rule, why_rough
+from padim_bottle.model.rule import Rule, what_few_miss, why_rough
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +57,10 @@ class CalibratedPostProcessor(PostProcessor):
         device = self._image_threshold.device
         rule = Rule.calibrated(calibration.scores.cpu(), self.alpha, self.confidence)
         counted = "training images" if len(calibration.scores) == len(calibration.image_scores) else "parts"
-        if rough := why_rough(len(calibration.scores), self.alpha, self.confidence, counted):
-            logger.warning(rough)
+        count = len(calibration.scores)
+        for reason in (why_rough(count, self.alpha, self.confidence, counted), what_few_miss(count, counted)):
+            if reason is not None:
+                logger.warning(reason)
         self.calibration_scores = calibration.scores.to(device)
         self.calibration_map_means = calibration.map_means.to(device)
         self._image_threshold = torch.tensor(rule.threshold, device=device)

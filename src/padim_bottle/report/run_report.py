@@ -14,7 +14,7 @@ from PIL import Image
 
 from padim_bottle.errors import UserError
 from padim_bottle.files import write_whole
-from padim_bottle.model.rule import false_alarm_range
+from padim_bottle.model.rule import false_alarm_range, what_few_miss
 from padim_bottle.report.gallery import RunFigure, draw_figures, save_figures
 from padim_bottle.report.html import (
     METRICS_NOTE,
@@ -226,13 +226,14 @@ def _alpha_note(run: Run) -> str | None:
     alpha, confidence = run.calibration["alpha"], run.calibration.get("confidence")
     low, high = false_alarm_range(count, alpha, confidence)
     kept = "" if confidence is None else f" This run's own threshold keeps it with confidence {confidence:g}."
+    few = "" if (missed := what_few_miss(count)) is None else f" {missed}"
     return (
         "alpha is the share of good images that raise a false alarm. The thresholds come from the scores of the "
         "training images, each left out of the model that it is measured by (the jackknife). In simulations that keeps "
         "alpha nearly exactly, a little on the safe side; no theorem promises it for a finite number of images. One "
         f"training set differs from the next: with {count} scores and {spell_alpha(alpha)}, the true rate is expected "
         f"between {100 * low:.1f} % and {100 * high:.1f} % for 95 of 100 training sets. Four times as many images "
-        f"halve that range.{kept}"
+        f"halve that range.{kept}{few}"
     )
 
 
@@ -275,4 +276,8 @@ def _footer(metrics: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in metrics["versions"].items() if version)
     digests = (("data", metrics["data"]["fingerprint"]), ("configuration", metrics.get("config_sha256")))
     parts = [versions, *(f"SHA-256 of the {name}: {digest[:12]}…" for name, digest in digests if digest)]
+    spent = {stage: told["cpu_seconds"] for stage, told in metrics.get("profile", {}).items()}
+    if spent:
+        stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in spent.items() if seconds >= 0.05)
+        parts.append(f"CPU seconds: {sum(spent.values()):.1f}, of which {stages}")
     return ". ".join([*parts, "More in metrics.json."])

@@ -15,8 +15,8 @@ PACKAGES = ("padim-bottle", "anomalib", "lightning", "torch", "torchvision", "ti
 
 
 CORE = (
-    "errors.py", "files.py", "places.py", "console.py", "tables.py", "heat.py", "data", "model", "evaluation", "runs",
-    "experiment",
+    "errors.py", "files.py", "places.py", "console.py", "stages.py", "tables.py", "heat.py", "data", "model",
+    "evaluation", "runs", "experiment",
 )  # fmt: skip
 """What the numbers of a run come from."""
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import re
-import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -42,6 +41,7 @@ from padim_bottle.runs.record import (
 )
 from padim_bottle.runs.run import Run
 from padim_bottle.runs.workspace import config_text, discard_workspace, take_checkpoint
+from padim_bottle.stages import Stage, clock, since_start, stage
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +104,7 @@ class ResultsWriter(Callback):
         self._writing: Any = None
         self._partial: Any = None
         self._listeners: list[RunListener] = []
-        self._seconds: dict[str, float] = {}
-        self._started: dict[str, float] = {}
+        self._before: Stage | None = None
 
     # --- Lightning's hooks, in the order in which they are called ---
 
@@ -122,11 +121,13 @@ class ResultsWriter(Callback):
             check_aspect(read_area(region), read_size(photo), region)
         self._listeners = [callback for callback in trainer.callbacks if isinstance(callback, RunListener)]
         self._listeners = self._listeners or default_listeners(self.images, self.report)
-        self.metrics, self._seconds, self._started = None, {}, {}
-        self.refused = None
+        self.metrics, self.refused = None, None
+        # The first run of a process has waited for the imports.
+        self._before = None if clock.stages else since_start()
+        clock.restart()
+        clock.begin("total")
         if self.previous is not None:
             Run.read(self.previous)  # before the work: whether it can be compared
-        self._start("total")
         environment.start_measuring(trainer.strategy.root_device)
         seed = run_seed(pl_module)
         self.folder = self.root / self.experiment / ("unseeded" if seed is None else f"seed_{seed}")
@@ -145,20 +146,29 @@ class ResultsWriter(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock of the training phase."""
-        self._start("train")
+        """Start the clock of the training phase, which waits for photos where it does nothing else."""
+        clock.begin("train")
+        clock.begin("reading")
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        """Note that the photos are there."""
+        clock.end("reading")
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Note that more are waited for."""
+        clock.begin("reading")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the validation phase."""
-        self._start("validate")
+        clock.begin("validate")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock of the validation phase."""
-        self._stop("validate")
+        clock.end("validate")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock of the training phase."""
-        self._stop("train")
+        clock.end("train")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write everything where there is nothing to test on: Lightning passes over such a test."""
@@ -168,7 +178,8 @@ class ResultsWriter(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Get ready to collect predictions and to draw them beside the test loop."""
-        self._start("test")
+        clock.begin("test")
+        clock.begin("reading")
         self._begin(trainer, pl_module)
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -176,6 +187,10 @@ class ResultsWriter(Callback):
         self._thresholds = run_thresholds(pl_module, trainer.datamodule)
         for listener in self._listeners:
             listener.on_run_start(self._partial, self._thresholds, pl_module)
+
+    def on_test_batch_start(self, *args: Any) -> None:
+        """Note that the photos are there."""
+        clock.end("reading")
 
     def on_test_batch_end(
         self,
@@ -187,6 +202,10 @@ class ResultsWriter(Callback):
         *args: Any,
     ) -> None:
         """Collect a batch's raw predictions and hand them on."""
+        self._take(pl_module, outputs)
+        clock.begin("reading")
+
+    def _take(self, pl_module: LightningModule, outputs: Any) -> None:
         if outputs.anomaly_map is None:
             raise UserError(f"{type(pl_module).__name__} gives no anomaly maps, which the results are made from.")
         predictions = batch_predictions(outputs, self._data, area_of(pl_module))
@@ -196,32 +215,30 @@ class ResultsWriter(Callback):
             return
         maps, masks = predictions.pixels()
         p_values = _p_values(pl_module, predictions.scores)
-        for i, picture in enumerate(to_pictures(outputs.image)):
-            path = predictions.image_paths[i]
-            name = Path(predictions.defect_types[i], Path(path).name)
-            mask = None if path in self._data.unmasked else masks[i]
-            p_value = None if p_values is None else float(p_values[i])
-            judged = JudgedImage(name, picture, maps[i], mask, float(predictions.scores[i]), p_value)
-            for listener in watching:
-                listener.on_run_image(judged)
+        with stage("draw"):
+            for i, picture in enumerate(to_pictures(outputs.image)):
+                path = predictions.image_paths[i]
+                name = Path(predictions.defect_types[i], Path(path).name)
+                mask = None if path in self._data.unmasked else masks[i]
+                p_value = None if p_values is None else float(p_values[i])
+                judged = JudgedImage(name, picture, maps[i], mask, float(predictions.scores[i]), p_value)
+                for listener in watching:
+                    listener.on_run_image(judged)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate, write everything, and give the folder its name."""
-        self._stop("test")
+        clock.end("test")
         self._finish(trainer, pl_module)
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._review(trainer, pl_module)
-        self._start("draw")
-        for listener in self._listeners:
-            listener.on_run_images_end()
-        self._stop("draw")
-
-        self._start("evaluate")
-        predictions = joined(self._batches)
-        self._batches = []  # they would take as much memory again
-        metrics = evaluate(predictions, self._thresholds)
-        self._stop("evaluate")
+        with stage("draw"):
+            self._review(trainer, pl_module)
+            for listener in self._listeners:
+                listener.on_run_images_end()
+        with stage("evaluate"):
+            predictions = joined(self._batches)
+            self._batches = []  # they would take as much memory again
+            metrics = evaluate(predictions, self._thresholds)
 
         p_values = _p_values(pl_module, predictions.scores)
         table = predictions_table(predictions, self._thresholds, p_values)
@@ -232,7 +249,7 @@ class ResultsWriter(Callback):
         take_checkpoint(trainer, self._partial / "model.ckpt")
         self.metrics = {**self._header(trainer, pl_module), **metrics, **self._footer(pl_module)}
         self._write_metrics()
-        self._start("report")
+        clock.begin("report")
         with self._spared("The data of the figures"):
             self._write_figure_data(pl_module, predictions)
         with self._spared("The comparison with the run before"):
@@ -240,13 +257,12 @@ class ResultsWriter(Callback):
         for listener in self._listeners:
             with self._spared(f"What {type(listener).__name__} adds"):
                 listener.on_run_written(self._partial)
-        self._stop("report")
-        self._stop("total")
+        clock.end("total")
         self._write_metrics()
         self.folder = self._writing.publish()
         self._writing = self._partial = None
         discard_workspace(trainer)
-        log_results(trainer.loggers, {**metrics, "seconds": self._seconds}, config, self.folder)
+        log_results(trainer.loggers, {**metrics, "seconds": self.metrics["seconds"]}, config, self.folder)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print the summary, below the finished progress bar."""
@@ -304,7 +320,8 @@ class ResultsWriter(Callback):
     def _footer(self, pl_module: LightningModule) -> dict[str, Any]:
         return {
             "calibration": describe_calibration(pl_module),
-            "seconds": {},  # known when all is done
+            "seconds": {},  # known when all is done, and so is
+            "profile": {},
             "peak_memory_bytes": environment.peak_memory(pl_module.device, str(self.folder)),
             "checkpoint_bytes": (self._partial / "model.ckpt").stat().st_size,
             "device": environment.describe_device(pl_module.device),
@@ -317,7 +334,12 @@ class ResultsWriter(Callback):
         }
 
     def _write_metrics(self) -> None:
-        self.metrics["seconds"] = {name: round(seconds, 3) for name, seconds in self._seconds.items()}
+        self.metrics["seconds"] = {name: round(told.seconds, 3) for name, told in clock.stages.items() if told.seconds}
+        before = {} if self._before is None else {"start": self._before}
+        self.metrics["profile"] = {
+            name: {"seconds": round(told.own_seconds, 3), "cpu_seconds": round(told.own_cpu_seconds, 3)}
+            for name, told in {**before, **clock.stages}.items()
+        }
         # Renamed, so that a disk that is full the second time leaves what was written the first time.
         write_whole(self._partial / "metrics.json", json.dumps(self.metrics, indent=2, allow_nan=False) + "\n")
 
@@ -364,12 +386,6 @@ class ResultsWriter(Callback):
 
     def _watching(self) -> list[RunListener]:
         return [listener for listener in self._listeners if listener.wants_images]
-
-    def _start(self, phase: str) -> None:
-        self._started.setdefault(phase, time.perf_counter())
-
-    def _stop(self, phase: str) -> None:
-        self._seconds[phase] = time.perf_counter() - self._started[phase]
 
 
 def _p_values(pl_module: LightningModule, scores: np.ndarray) -> np.ndarray | None:

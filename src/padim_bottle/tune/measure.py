@@ -23,7 +23,8 @@ from padim_bottle.evaluation.metrics import evaluate
 from padim_bottle.evaluation.predictions import Predictions, Thresholds
 from padim_bottle.experiment.config import ExperimentConfig
 from padim_bottle.experiment.variants import Variant
-from padim_bottle.model.backbone import FrozenBackbone, feature_layers
+from padim_bottle.model.backbone import feature_layers
+from padim_bottle.model.extractor import FrozenBackbone
 from padim_bottle.model.padim import Padim
 from padim_bottle.model.parts import Parts
 from padim_bottle.runs.record import area_of
@@ -202,7 +203,8 @@ def _network(model: Padim, wanted: set[str]) -> FrozenBackbone:
     layers = [layer for layer in feature_layers(model.model.backbone) if layer in wanted]
     if layers == model.model.layers:
         return model.model.feature_extractor
-    return FrozenBackbone(model.model.backbone, layers, pre_trained=model.weights.source != "random")
+    own = model.model.feature_extractor
+    return FrozenBackbone(own.backbone, layers, model.weights.source != "random", own.image_size)
 
 
 def _fit_and_score(

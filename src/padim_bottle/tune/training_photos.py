@@ -14,7 +14,7 @@ from torchvision.tv_tensors import Image, Mask
 from padim_bottle.data.dataset import default_num_workers
 from padim_bottle.data.defects import AnomalySettings, add_anomaly
 from padim_bottle.data.images import read_image, scale_of
-from padim_bottle.model.backbone import FrozenBackbone
+from padim_bottle.model.extractor import FrozenBackbone
 from padim_bottle.model.network import Features
 from padim_bottle.model.store import PhotoStore
 
