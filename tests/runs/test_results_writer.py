@@ -59,7 +59,7 @@ def test_metrics_say_what_they_are_of(run_folder):
     told = sum(stage["seconds"] for name, stage in metrics["profile"].items() if name != "start")
     assert told == pytest.approx(metrics["seconds"]["total"], abs=0.05)
     assert metrics["profile"]["backbone"]["cpu_seconds"] > 0
-    assert ", backbone " in (demo / "report.html").read_text().partition("CPU seconds: ")[2]
+    assert ", backbone " in (run_folder / "report.html").read_text().partition("CPU seconds: ")[2]
     assert set(metrics["per_defect"]) == {"broken_large", "broken_small", "contamination"}
 
 

@@ -45,6 +45,9 @@ from padim_bottle.stages import Stage, clock, since_start, stage
 
 logger = logging.getLogger(__name__)
 
+PHASES = ("train", "validate", "test", "draw", "evaluate", "report", "total")
+"""Of a run: their wall times hold all that is done within them."""
+
 ODDEST = 15
 """Of a folder of photos, this many training photos are drawn: those that look least like the others."""
 
@@ -334,7 +337,8 @@ class ResultsWriter(Callback):
         }
 
     def _write_metrics(self) -> None:
-        self.metrics["seconds"] = {name: round(told.seconds, 3) for name, told in clock.stages.items() if told.seconds}
+        ended = {name: round(told.seconds, 3) for name, told in clock.stages.items() if told.seconds}
+        self.metrics["seconds"] = {name: ended[name] for name in PHASES if name in ended}
         before = {} if self._before is None else {"start": self._before}
         self.metrics["profile"] = {
             name: {"seconds": round(told.own_seconds, 3), "cpu_seconds": round(told.own_cpu_seconds, 3)}
