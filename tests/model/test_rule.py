@@ -16,6 +16,7 @@ from padim_bottle.model.rule import (
     fewest_scores,
     raw_scores,
     threshold_rank,
+    what_few_miss,
     why_rough,
 )
 
@@ -60,6 +61,11 @@ def test_too_few_scores_for_alpha_warn_and_use_the_largest():
     assert "needs at least" not in why_rough(19, 0.05)
     assert "rests on the 2 largest scores" in why_rough(50, 0.05)
     assert why_rough(100, 0.05) is None
+
+
+def test_few_parts_say_what_they_miss():
+    assert what_few_miss(40) is None
+    assert what_few_miss(39, "parts").startswith("39 parts are few: defects may pass that a model of 40 or more")
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])

@@ -18,7 +18,7 @@ from scipy.special import betainc, betaincinv
 from padim_bottle.errors import UserError
 
 FEW_PARTS = 40
-"""With fewer, a model misses more defects, and most copies among its training images."""
+"""With fewer, a model may miss more defects, and most second photos of a part among its training images."""
 
 # (N + 1)(1 - alpha) is a whole number for many alphas: rounding must not carry it past that number.
 _SLACK = 1e-9
@@ -204,15 +204,13 @@ def why_rough(
 
 
 def what_few_miss(count: int, counted: str = "training images") -> str | None:
-    """Return what a model of so few training images, or parts, may miss; ``None`` where they are enough.
-
-    The figures are of ``results/reference/tuning/few_photos.json``, the paper's model.
-    """
+    """Return what a model of so few training images, or parts, may miss; ``None`` where they are enough."""
     if count >= FEW_PARTS:
         return None
     return (
-        f"{count} {counted} are few. Of bottle's defects models of 20 found 95 %, of 200 XX %; and a second photo of "
-        f"one part mostly goes unnoticed below {FEW_PARTS} parts: say with group which photos show one part."
+        f"{count} {counted} are few: defects may pass that a model of {FEW_PARTS} or more would find "
+        "(docs/threshold.md has a table), and a second photo of a part mostly goes unnoticed: if there are any, name "
+        "the parts with group."
     )
 
 
