@@ -133,6 +133,19 @@ def exports(run_folder, shared) -> Path:
         return folder
 
 
+@pytest.fixture
+def error_line(capsys):
+    """Return the one line in which a command said why it ended, without a traceback beside it."""
+
+    def read() -> str:
+        lines = capsys.readouterr().err.splitlines()
+        assert not any("Traceback" in line for line in lines)
+        (line,) = [line for line in lines if line.startswith("error: ")]
+        return line
+
+    return read
+
+
 @pytest.fixture(scope="module")
 def browser():
     """The system's Chromium, driven by Playwright; closed with the module, for its event loop is in others' way."""

@@ -83,13 +83,12 @@ def test_the_weights_are_those_of_our_folder(write, random_weights, name):
     assert cli.model.weights.source == "folder"
 
 
-def test_weights_that_are_nowhere_are_one_line(write, monkeypatch, tmp_path, capsys):
+def test_weights_that_are_nowhere_are_one_line(write, monkeypatch, tmp_path, error_line):
     path = write("Dfm")
     shutil.rmtree(tmp_path / "weights")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     assert run_verb("train", ["--config", str(path)]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert "No weights for resnet18.tv_in1k" in line
+    assert "No weights for resnet18.tv_in1k" in error_line()
 
 
 @pytest.mark.parametrize("value", [False, True])

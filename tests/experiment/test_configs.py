@@ -23,11 +23,13 @@ FAST = {"padim_resnet18", "padim_resnet18_grids"}
 REAL = [config for config in EXPERIMENTS if config.stem not in {"demo", *OTHER_DATA}]
 
 
-def error_of(arguments, capsys):
-    assert run_verb("train", ["--config", str(ROOT / "configs" / "demo.yaml"), *arguments]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1
-    return lines[0]
+@pytest.fixture
+def error_of(error_line):
+    def refuse(arguments):
+        assert run_verb("train", ["--config", str(ROOT / "configs" / "demo.yaml"), *arguments]) == 2
+        return error_line()
+
+    return refuse
 
 
 @pytest.mark.parametrize(
@@ -46,9 +48,9 @@ def error_of(arguments, capsys):
         (["--seed", "-3"], ["seed", "-3 is negative"]),
     ],
 )
-def test_a_mistake_is_refused_in_one_line_that_names_it(arguments, words, capsys, tmp_path, monkeypatch):
+def test_a_mistake_is_refused_in_one_line_that_names_it(arguments, words, error_of, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    message = error_of(arguments, capsys)
+    message = error_of(arguments)
     assert all(word in message for word in words), message
     assert not (tmp_path / "results").exists()
 
@@ -58,13 +60,10 @@ def test_a_config_file_that_is_not_there_is_named(capsys):
     assert "no/such.yaml" in capsys.readouterr().err
 
 
-def test_unknown_category_names_those_there_are(tmp_path, monkeypatch, capsys, bottles):
+def test_unknown_category_names_those_there_are(tmp_path, monkeypatch, error_of, bottles):
     monkeypatch.chdir(tmp_path)
-    message = error_of(
-        ["--data", "padim_bottle.MVTecAD", "--data.root", str(bottles), "--data.category", "botle"], capsys
-    )
-    assert "botle" in message
-    assert "transistor" in message
+    message = error_of(["--data", "padim_bottle.MVTecAD", "--data.root", str(bottles), "--data.category", "botle"])
+    assert "botle" in message and "transistor" in message
 
 
 def init_defaults(class_path):

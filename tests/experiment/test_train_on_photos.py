@@ -194,7 +194,7 @@ def test_photos_of_one_part_are_left_out_together(photos, tmp_path):
         (["--config", "PATCHCORE"], "no threshold without them"),
     ],
 )
-def test_a_mistake_is_one_line_and_nothing_is_left_behind(photos, tmp_path, capsys, monkeypatch, arguments, words):
+def test_a_mistake_is_one_line_and_nothing_is_left_behind(photos, tmp_path, error_line, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     patchcore = yaml.safe_load((photos.parent / "small.yaml").read_text())
     patchcore["model"] = {
@@ -206,7 +206,7 @@ def test_a_mistake_is_one_line_and_nothing_is_left_behind(photos, tmp_path, caps
     replaced = {"WIDE": str(photos.parent / "wide.png")}
     replaced |= {"PHOTOS": str(photos), "PATCHCORE": str(photos.parent / "patchcore.yaml")}
     assert train(photos, "results", *(replaced.get(argument, argument) for argument in arguments)) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    line = error_line()
     assert words in line
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 

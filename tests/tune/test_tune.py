@@ -201,9 +201,9 @@ def test_the_yaml_in_configs_says_the_defaults():
         (["model.init_args.support=[1]", "model.init_args.support=[2]"], ["given twice"]),
     ],
 )
-def test_a_mistake_in_the_grid_is_refused_in_one_line(workplace, grid, words, capsys):
+def test_a_mistake_in_the_grid_is_refused_in_one_line(workplace, grid, words, error_line):
     assert tune(workplace, "--name", "mistake", grid=grid) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    line = error_line()
     assert all(word in line for word in words), line
     assert not (workplace / "results" / "mistake").exists()
 
@@ -219,10 +219,10 @@ def test_a_mistake_in_the_grid_is_refused_in_one_line(workplace, grid, words, ca
         ({"anomalies": {"size": [0.3, 0.1]}}, ["anomalies.size", "smaller one first"]),
     ],
 )
-def test_a_mistake_in_the_yaml_is_refused_in_one_line(workplace, settings, words, capsys, tmp_path):
+def test_a_mistake_in_the_yaml_is_refused_in_one_line(workplace, settings, words, error_line, tmp_path):
     (tmp_path / "tune.yaml").write_text(yaml.safe_dump(settings))
     assert tune(workplace, "--settings", str(tmp_path / "tune.yaml"), "--name", "mistake") == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    line = error_line()
     assert all(word in line for word in words), line
 
 
