@@ -28,7 +28,7 @@ TINY = {"size": 64, "train_good": 12, "test_good": 4, "test_per_defect": 3, "see
 
 
 # Whoever uses one is slow.
-SLOW = {"exports", "swept", "tuned", "browser"}
+SLOW = {"exports", "swept", "tuned", "browser", "short_times"}
 # A process takes file after file: those that take long come first, or the others wait for the last of them.
 LONG = (
     "test_precision.py", "test_faults.py", "test_doors.py", "test_export.py", "test_real_data.py", "test_promises.py",

@@ -32,6 +32,7 @@ def first_alarm(monitor, means):
     return next((i for i, mean in enumerate(means, start=1) if monitor.add(mean) >= ALARM), None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [60, 209])
 def test_there_is_hardly_ever_a_false_alarm(count):
     generator = np.random.default_rng(0)

@@ -104,13 +104,13 @@ def test_a_photo_that_is_being_written_is_waited_for(tmp_path):
 
 
 @pytest.fixture
-def quick(monkeypatch):
+def short_times(monkeypatch):
     """Short times."""
     for name, seconds in (("SETTLE", 0.1), ("PATIENCE", 0.5), ("RETRY", 0.1), ("RESCAN", 0.5)):
         monkeypatch.setattr(inbox, name, seconds)
 
 
-def test_a_damaged_photo_has_a_line_that_says_so_and_may_be_mended(tmp_path, quick):
+def test_a_damaged_photo_has_a_line_that_says_so_and_may_be_mended(tmp_path, short_times):
     folder = tmp_path / "photos"
     whole = write_photo(tmp_path / "whole.png").read_bytes()
     folder.mkdir()
@@ -127,7 +127,7 @@ def test_a_damaged_photo_has_a_line_that_says_so_and_may_be_mended(tmp_path, qui
 
 
 @pytest.mark.parametrize("while_watched", [True, False])
-def test_a_name_that_gets_another_photo_is_judged_again(tmp_path, quick, while_watched):
+def test_a_name_that_gets_another_photo_is_judged_again(tmp_path, short_times, while_watched):
     """A camera's ``latest.png``, a counter that wraps, a folder that is emptied at night."""
     folder, file = tmp_path / "photos", tmp_path / "v.csv"
     contents = [(0, 1_600_000_000), (255, 1_600_000_001), (0, 1_500_000_000)]
@@ -155,7 +155,7 @@ def test_a_name_that_gets_another_photo_is_judged_again(tmp_path, quick, while_w
 
 
 @pytest.mark.parametrize("seconds", [-3600, 3600])
-def test_a_broken_photo_is_final_until_it_changes_whatever_the_clocks_say(tmp_path, quick, seconds):
+def test_a_broken_photo_is_final_until_it_changes_whatever_the_clocks_say(tmp_path, short_times, seconds):
     """A copy that stalls, and keeps its old time or one that is ahead of this machine's clock."""
     folder, file, when = tmp_path / "photos", tmp_path / "v.csv", time.time() + seconds
     whole = write_photo(tmp_path / "whole.png").read_bytes()
@@ -171,7 +171,7 @@ def test_a_broken_photo_is_final_until_it_changes_whatever_the_clocks_say(tmp_pa
     assert [bool(row["error"]) for row in watch_until(folder, file, 2, lambda: put(whole))] == [True, False]
 
 
-def test_what_the_system_fails_to_read_is_tried_again_and_leaves_no_line_before(tmp_path, quick, monkeypatch):
+def test_what_the_system_fails_to_read_is_tried_again_and_leaves_no_line_before(tmp_path, short_times, monkeypatch):
     path = write_photo(tmp_path / "photos" / "a.png")
     attempts, said = [], []
 
@@ -198,7 +198,7 @@ def test_what_the_system_fails_to_read_is_tried_again_and_leaves_no_line_before(
 
 
 def test_a_folder_that_vanishes_while_one_looks_and_a_name_too_long_for_pictures_end_nothing(
-    tmp_path, quick, monkeypatch
+    tmp_path, short_times, monkeypatch
 ):
     folder = tmp_path / "photos"
     write_photo(folder / "tray" / "a.png")
@@ -238,7 +238,7 @@ def test_the_disk_is_asked_about_few_of_the_photos_that_are_done(tmp_path, monke
     assert len(set(asked)) == 1000
 
 
-def test_names_that_are_no_utf_8_and_files_that_are_no_photos(tmp_path, quick):
+def test_names_that_are_no_utf_8_and_files_that_are_no_photos(tmp_path, short_times):
     folder = tmp_path / "photos"
     write_photo(folder / os.fsdecode(b"caf\xe9\n.png"))
     write_photo(folder / "without_suffix.png").rename(folder / "without_suffix")
@@ -261,6 +261,7 @@ def _watch_for_ever(folder: Path, file: Path) -> None:
             pass
 
 
+@pytest.mark.slow
 def test_ten_kills_lose_no_photo_and_judge_none_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(inbox, "SETTLE", 0.05)
     folder, file = tmp_path / "photos", tmp_path / "v.csv"
@@ -285,6 +286,7 @@ def test_ten_kills_lose_no_photo_and_judge_none_twice(tmp_path, monkeypatch):
     assert all(row["verdict"] == "good" for row in found)
 
 
+@pytest.mark.slow
 def test_the_evidence_of_drift_goes_on_where_it_stopped(tmp_path):
     folder, monitor = tmp_path / "photos", DriftMonitor([0.0])
     for count in (2, 5):
@@ -305,7 +307,7 @@ def test_drift_goes_on_from_the_lines_of_the_same_model_alone(tmp_path):
         assert len(resumed) == 1
 
 
-def test_a_model_that_is_exchanged_judges_from_the_next_photo_on_in_the_same_log(tmp_path, quick):
+def test_a_model_that_is_exchanged_judges_from_the_next_photo_on_in_the_same_log(tmp_path, short_times):
     """The file's content is the brightness from which a photo is anomalous."""
     folder, file, said = tmp_path / "photos", tmp_path / "v.csv", []
     for path in (folder, tmp_path / "run"):
@@ -342,7 +344,7 @@ def test_a_model_that_is_exchanged_judges_from_the_next_photo_on_in_the_same_log
     assert "0.1, threshold 0.1000" in changed and "The file is damaged" in refused and "the one before stays" in refused
 
 
-def test_a_row_is_given_out_before_it_is_done(tmp_path, quick):
+def test_a_row_is_given_out_before_it_is_done(tmp_path, short_times):
     """So that what reads the rows loses none where all is killed in between."""
     write_photo(tmp_path / "photos" / "a.png")
     for _ in range(2):

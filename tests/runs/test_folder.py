@@ -55,6 +55,7 @@ def end_of(process):
     return process.returncode
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["same", "another"])
 def test_a_kill_at_any_step_of_publishing_loses_no_finished_run(tmp_path, config):
     """The process dies before its first, second, ... rename or removal; the next run begins by tidying up."""
@@ -99,6 +100,7 @@ def test_a_run_that_differs_is_kept_though_its_record_is_the_same(tmp_path, file
     assert (tmp_path / "seed_0.previous_1" / file).read_text() == "other"
 
 
+@pytest.mark.slow
 def test_processes_that_publish_to_one_folder_at_once_lose_nothing(tmp_path):
     configs = [[f"{process}-{turn}" for turn in range(30)] for process in range(4)]
     assert [end_of(process) for process in [publishing(tmp_path, *some) for some in configs]] == [0] * 4
@@ -106,6 +108,7 @@ def test_processes_that_publish_to_one_folder_at_once_lose_nothing(tmp_path):
     assert sorted(configurations(tmp_path)) == sorted(config for some in configs for config in some)
 
 
+@pytest.mark.slow
 def test_the_same_configuration_published_at_once_leaves_one_run(tmp_path):
     assert [end_of(process) for process in [publishing(tmp_path, *["same"] * 20) for _ in range(4)]] == [0] * 4
     assert [path.name for path in tmp_path.iterdir()] == ["seed_0"]
