@@ -30,13 +30,15 @@ from padim_bottle.model.calibration import Calibration, calibrate
 from padim_bottle.model.padim import Padim
 from padim_bottle.model.parts import Parts
 from padim_bottle.model.rule import Rule
+from padim_bottle.tables import Row, Table
 from padim_bottle.tune.measure import build_model, fabric_of, training_paths
 from padim_bottle.tune.training_photos import PhotoFeatures, TrainingPhotos
 
 CONFIGS = ("configs/padim_resnet18.yaml", "configs/padim_resnet18_grids.yaml")
 COUNTS = (5, 10, 20, 40, 100, 200)
 PRIORS = (0.0, 3.0, 10.0, 30.0, 100.0)
-PLAIN = "plain maximum"
+PLAIN, DEFAULT = "plain maximum", "prior_freedom 10"
+NAMES = {"padim_resnet18": "paper's", "padim_resnet18_grids": "two grids"}
 ALPHA = 0.05
 # Photos that a model was not fitted to, of which it is shown so many, or all that there are.
 HELD_OUT = 40
@@ -113,6 +115,26 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for figure in ("test_recall", "false_alarms"):
         table[f"lowest_{figure}"], table[f"highest_{figure}"] = groups[figure].min(), groups[figure].max()
     return table.round(4).reset_index().to_dict("records")
+
+
+def table(record: dict[str, Any]) -> Table:
+    """Return what the docs show: recall and false alarms, means over the subsets, and the ranges of the default."""
+    means = {(row["config"], row["photos"], row["score"]): row for row in record["means"]}
+
+    def cell(row: dict[str, Any], ranges: bool) -> str:
+        parts = []
+        for figure in ("test_recall", "false_alarms"):
+            mean, low, high = (f"{100 * row[name]:.0f}" for name in (figure, f"lowest_{figure}", f"highest_{figure}"))
+            parts.append(f"{mean} % ({low} to {high})" if ranges and low != high else f"{mean} %")
+        return " / ".join(parts)
+
+    scores = {"no moderation": "prior_freedom 0", "`prior_freedom: 10`": DEFAULT, PLAIN: PLAIN}
+    rows = [
+        Row([name, str(count), *(cell(means[config, count, score], score == DEFAULT) for score in scores.values())])
+        for config, name in NAMES.items()
+        for count in sorted({row["photos"] for row in record["means"]})
+    ]
+    return Table(["model", "N", *scores], rows)
 
 
 if __name__ == "__main__":

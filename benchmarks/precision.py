@@ -1,4 +1,4 @@
-"""What bf16-mixed does to a run on bottle: each metric, scores, verdicts, and the backbone's CPU time.
+"""What bf16-mixed does to a run on bottle: each metric, scores and verdicts; and the backbone's CPU time.
 
 python benchmarks/precision.py                                    # some minutes
 """
@@ -70,15 +70,17 @@ def measure(seeds: int) -> list[dict[str, Any]]:
 
 
 def table(record: dict[str, Any]) -> Table:
-    """Return what the docs show: means over seeds."""
+    """Return what the docs show: means over seeds, and of scores the median change and the largest."""
     rows = []
     for config in CONFIGS:
         runs = [row for row in record["runs"] if row["config"] == config]
+        median = statistics.median(row["median_change_of_scores"] for row in runs)
+        largest = max(row["largest_change_of_scores"] for row in runs)
         for precision in PRECISIONS:
             cells = [f"{statistics.mean(row['metrics'][precision][key] for row in runs):.4f}" for key in METRICS]
-            seconds = statistics.mean(row["backbone_cpu_seconds"][precision] for row in runs)
-            rows.append(Row([config, precision, *cells, f"{seconds:.1f}"]))
-    return Table(["model", "precision", *METRICS.values(), "backbone, CPU s"], rows)
+            moved = None if precision == PRECISIONS[0] else f"{100 * median:.1f} % (up to {100 * largest:.1f} %)"
+            rows.append(Row([config, precision, *cells, moved]))
+    return Table(["model", "precision", *METRICS.values(), "scores move by"], rows)
 
 
 def main(seeds: int, output: Path) -> int:

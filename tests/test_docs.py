@@ -126,18 +126,3 @@ def test_every_column_is_explained(file):
     kinds = set(pd.read_csv(REFERENCE / "padim_resnet18/seed_0/predictions.csv")["defect_type"])
     unexplained = {name for name in columns if name not in explained}
     assert {name for name in unexplained if not name.startswith(tuple(f"{kind}_" for kind in kinds))} == set()
-
-
-def test_how_many_photos_do():
-    record = json.loads((ROOT / "results/reference/tuning/few_photos.json").read_text())
-    means = {(row["config"], row["photos"], row["score"]): row for row in record["means"]}
-    configs = {"paper's": "padim_resnet18", "two grids": "padim_resnet18_grids"}
-    text = (ROOT / "docs/threshold.md").read_text()
-    rows = re.findall(r"^\| (paper's|two grids) \| (\d+) \| (.+) \|$", text, re.M)
-    assert len(rows) == 8
-    for name, count, cells in rows:
-        for score, cell in zip(
-            ("prior_freedom 0", "prior_freedom 10", "plain maximum"), cells.split(" | "), strict=True
-        ):
-            found = means[configs[name], int(count), score]
-            assert cell == f"{100 * found['test_recall']:.0f} % / {100 * found['false_alarms']:.0f} %"
