@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import few_photos
+import precision
 import pytest
 import torch
 from false_alarms import rates, tables
@@ -79,6 +81,18 @@ def test_the_docs_show_how_often_new_photos_alarm():
     # What is promised of each bottle's photo when it is new.
     low, high = stats.binom(209, record["alpha"]).interval(0.99)
     assert all(low <= alarms <= high for deals in record["bottle"].values() for alarms in deals)
+
+
+def test_the_docs_show_how_many_photos_do():
+    shown = few_photos.table(read_record(RECORDS.parent / "tuning", "few_photos"))
+    assert len(shown.rows) == 12
+    assert shown.markdown() in (ROOT / "docs" / "threshold.md").read_text()
+
+
+def test_the_docs_show_what_bfloat16_does():
+    shown = precision.table(read_record(RECORDS, "precision"))
+    assert len(shown.rows) == 4
+    assert shown.markdown() in (ROOT / "docs" / "results.md").read_text()
 
 
 def test_rates_are_counted_by_the_threshold_of_the_calibration():
