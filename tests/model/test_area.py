@@ -10,7 +10,6 @@ import pytest
 import torch
 from small_padim import run, small_padim, training_images
 
-from padim_bottle.commands.command_line import run_verb
 from padim_bottle.errors import UserError
 from padim_bottle.evaluation.metrics import evaluate
 from padim_bottle.evaluation.predictions import Predictions, Thresholds, predictions_table
@@ -177,6 +176,7 @@ def test_metrics_are_those_of_the_pixels_inside():
 def test_a_run_its_exports_and_its_report_know_the_area(bottles, tmp_path, monkeypatch, capsys):
     from small import small_config, write_config
 
+    from padim_bottle.commands.command_line import run_verb
     from padim_bottle.data.images import read_image
     from padim_bottle.predict.predictor import load_predictor
 
