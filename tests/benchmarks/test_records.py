@@ -5,6 +5,7 @@ from pathlib import Path
 import few_photos
 import precision
 import pytest
+import regions
 import torch
 from false_alarms import rates, tables
 from record import HEADER, read_record, write_record
@@ -12,6 +13,7 @@ from scipy import stats
 from table import docs_table
 
 from padim_bottle.errors import UserError
+from padim_bottle.evaluation.regions import HIGHEST
 
 ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "results" / "reference" / "benchmarks"
@@ -93,6 +95,18 @@ def test_the_docs_show_what_bfloat16_does():
     shown = precision.table(read_record(RECORDS, "precision"))
     assert len(shown.rows) == 4
     assert shown.markdown() in (ROOT / "docs" / "results.md").read_text()
+
+
+def test_the_docs_show_what_each_rule_finds():
+    record = read_record(RECORDS, "regions")
+    text, (table,) = (ROOT / "docs" / "maps.md").read_text(), regions.tables(record)
+    assert table.markdown() in text and len(table.rows) == 6
+    grids = record["counts"]["padim_resnet18_grids"]
+    names = ("good photos that pass with a pixel above", "good", "score: found", "found without a pixel above")
+    said = "With two grids {} of {} good photos pass with a pixel above the threshold, which is not outlined any more. "
+    said += "Of the {} anomalies found {} have no such pixel, and the highest 0.2 % lie on {} of these."
+    assert said.format(*map(grids.get, [*names, "and pointed at"])) in " ".join(text.split())
+    assert record["highest"] == HIGHEST == 0.998
 
 
 def test_rates_are_counted_by_the_threshold_of_the_calibration():
