@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import area
 import few_photos
 import precision
 import pytest
@@ -95,6 +96,11 @@ def test_the_docs_show_what_bfloat16_does():
     shown = precision.table(read_record(RECORDS, "precision"))
     assert len(shown.rows) == 4
     assert shown.markdown() in (ROOT / "docs" / "results.md").read_text()
+
+
+def test_the_docs_show_what_an_area_saves():
+    (table,) = area.tables(read_record(RECORDS, "area"))
+    assert table.markdown() in (ROOT / "docs" / "maps.md").read_text() and len(table.rows) == 4
 
 
 def test_the_docs_show_what_each_rule_finds():
