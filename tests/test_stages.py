@@ -7,19 +7,19 @@ import time
 import pytest
 
 from padim_bottle import stages
-from padim_bottle.stages import Clock, since_start
+from padim_bottle.stages import Clock
 
 
 @pytest.fixture
 def turn(monkeypatch):
     """Turn the clock by so many wall and CPU seconds."""
-    now = [0.0, 0.0]
+    now = [0.0, 0.0, 0.0]
     monkeypatch.setattr(stages.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(stages, "_cpu_seconds", lambda: now[1])
+    monkeypatch.setattr(stages, "_cpu_seconds", lambda: tuple(now[1:]))
 
-    def turn(wall, cpu):
-        now[0] += wall
-        now[1] += cpu
+    def turn(*passed):
+        for clock, seconds in enumerate(passed):
+            now[clock] += seconds
 
     return turn
 
@@ -49,6 +49,18 @@ def test_stages_add_up(turn):
     assert not clock.stages
 
 
+def test_what_child_processes_take_is_reading_whenever_they_end(turn):
+    clock = Clock()
+    clock.begin("train")
+    turn(1, 2, 4)  # nobody reads yet
+    clock.begin("reading")
+    turn(10, 20, 40)
+    clock.end("reading")
+    turn(100, 200, 400)
+    clock.end("train")
+    assert [clock.stages[name].own_cpu_seconds for name in ("train", "reading")] == [202, 460]
+
+
 def test_a_stage_ends_whatever_happens_in_it(turn):
     stages.clock.restart()
 
@@ -72,6 +84,6 @@ def test_a_process_knows_when_it_started():
 
 
 def test_cpu_seconds_are_those_of_child_processes_too():
-    before = since_start().own_cpu_seconds if since_start() else stages._cpu_seconds()
+    before = stages._cpu_seconds()
     subprocess.run([sys.executable, "-c", "sum(range(20_000_000))"], check=True)
-    assert stages._cpu_seconds() - before > 0.1
+    assert stages._cpu_seconds()[1] - before[1] > 0.1

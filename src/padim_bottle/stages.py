@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+READING = "reading"
+"""The stage of the child processes, which read photos; the system tells what they took when they have ended."""
+
 
 @dataclass
 class Stage:
@@ -15,8 +18,7 @@ class Stage:
     Attributes:
         seconds: wall time from its begin to its end, all times together, inner stages included.
         own_seconds: wall time in it and in no stage within it.
-        own_cpu_seconds: likewise CPU time: of all threads of this process, and of child processes that ended then, such
-            as those that read photos.
+        own_cpu_seconds: likewise CPU time, of all threads of this process; of ``READING`` also that of child processes.
     """
 
     seconds: float = 0.0
@@ -34,7 +36,7 @@ class Clock:
     def __init__(self) -> None:
         self.stages: dict[str, Stage] = {}
         self._open: list[tuple[str, float]] = []
-        self._since = (0.0, 0.0)
+        self._since = (0.0, 0.0, 0.0)
 
     def restart(self) -> None:
         """Forget all stages."""
@@ -43,27 +45,30 @@ class Clock:
 
     def begin(self, name: str) -> None:
         """Let a stage begin within the one that is open."""
-        wall, _ = self._settle()
+        wall = self._settle()
         self.stages.setdefault(name, Stage())
         self._open.append((name, wall))
 
     def end(self, name: str) -> None:
         """Let a stage end, and with it those that were begun within it; none of this name may be open."""
-        wall, _ = self._settle()
+        wall = self._settle()
         while any(name == other for other, _ in self._open):
             ended, started = self._open.pop()
             self.stages[ended].seconds += wall - started
             if ended == name:
                 return
 
-    def _settle(self) -> tuple[float, float]:
-        now = time.perf_counter(), _cpu_seconds()
+    def _settle(self) -> float:
+        now = time.perf_counter(), *_cpu_seconds()
+        wall, own, of_children = (after - before for after, before in zip(now, self._since, strict=True))
         if self._open:
             stage = self.stages[self._open[-1][0]]
-            stage.own_seconds += now[0] - self._since[0]
-            stage.own_cpu_seconds += now[1] - self._since[1]
+            stage.own_seconds += wall
+            stage.own_cpu_seconds += own
+            if READING in self.stages:
+                self.stages[READING].own_cpu_seconds += of_children
         self._since = now
-        return now
+        return now[0]
 
 
 clock = Clock()
@@ -87,9 +92,10 @@ def since_start() -> Stage | None:
         seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - started
     except (AttributeError, OSError, IndexError, ValueError):
         return None
-    return Stage(seconds, seconds, _cpu_seconds())
+    return Stage(seconds, seconds, sum(_cpu_seconds()))
 
 
-def _cpu_seconds() -> float:
+def _cpu_seconds() -> tuple[float, float]:
+    """Return what this process has taken, and what those of its children have that ended."""
     times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    return times.user + times.system, times.children_user + times.children_system

@@ -149,3 +149,10 @@ def test_training_photos_that_are_gone_are_asked_for(run, tmp_path, capsys):
         run_verb("export", ["--model", str(tmp_path), "--precision", "bfloat16", "--images", str(run / "images")]) == 2
     )
     assert "needed to fit a model of another precision" in capsys.readouterr().err
+
+
+def test_channels_that_tracing_left_last_are_turned():
+    """As it does where a transformer turns them to be first, and the embedding to be last again."""
+    first = np.random.default_rng(0).random((1, 8, 5, 4), dtype=np.float32)
+    for given in (first, first.transpose(0, 2, 3, 1)):
+        assert torch.equal(precision._channels_first(given, 8), torch.from_numpy(first))

@@ -77,7 +77,8 @@ def refit(padim: Padim, model: Any, backbone: Backbone, precision: str, photos: 
         padim.on_train_start()
         for path in tqdm(photos, desc=precision, unit="photo", disable=None, leave=False):
             pixels = read_pixels(path, padim.photo_bits)
-            features = dict(zip(padim.model.layers, map(torch.from_numpy, features_of(pixels)), strict=True))
+            maps = map(_channels_first, features_of(pixels), padim.model.feature_extractor.out_dims)
+            features = dict(zip(padim.model.layers, maps, strict=True))
             image = torch.from_numpy(pixels)
             if padim.pre_processor is not None:
                 image = padim.pre_processor.transform(image)
@@ -86,6 +87,12 @@ def refit(padim: Padim, model: Any, backbone: Backbone, precision: str, photos: 
     finally:
         logger.setLevel(level)
     padim.eval()
+
+
+def _channels_first(feature: NDArray[np.float32], channels: int) -> torch.Tensor:
+    """Return a map (1, C, h, w): a transformer's last step and our first, which turn channels, cancel when traced."""
+    tensor = torch.from_numpy(feature)
+    return tensor if tensor.shape[1] == channels else tensor.permute(0, 3, 1, 2)
 
 
 def read_pixels(path: Path, bits: int) -> NDArray[np.float32]:

@@ -41,7 +41,7 @@ from padim_bottle.runs.record import (
 )
 from padim_bottle.runs.run import Run
 from padim_bottle.runs.workspace import config_text, discard_workspace, take_checkpoint
-from padim_bottle.stages import Stage, clock, since_start, stage
+from padim_bottle.stages import READING, Stage, clock, since_start, stage
 
 logger = logging.getLogger(__name__)
 
@@ -151,15 +151,15 @@ class ResultsWriter(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the training phase, which waits for photos where it does nothing else."""
         clock.begin("train")
-        clock.begin("reading")
+        clock.begin(READING)
 
     def on_train_batch_start(self, *args: Any) -> None:
         """Note that the photos are there."""
-        clock.end("reading")
+        clock.end(READING)
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Note that more are waited for."""
-        clock.begin("reading")
+        clock.begin(READING)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the validation phase."""
@@ -182,7 +182,7 @@ class ResultsWriter(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Get ready to collect predictions and to draw them beside the test loop."""
         clock.begin("test")
-        clock.begin("reading")
+        clock.begin(READING)
         self._begin(trainer, pl_module)
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -193,7 +193,7 @@ class ResultsWriter(Callback):
 
     def on_test_batch_start(self, *args: Any) -> None:
         """Note that the photos are there."""
-        clock.end("reading")
+        clock.end(READING)
 
     def on_test_batch_end(
         self,
@@ -206,7 +206,7 @@ class ResultsWriter(Callback):
     ) -> None:
         """Collect a batch's raw predictions and hand them on."""
         self._take(pl_module, outputs)
-        clock.begin("reading")
+        clock.begin(READING)
 
     def _take(self, pl_module: LightningModule, outputs: Any) -> None:
         if outputs.anomaly_map is None:
