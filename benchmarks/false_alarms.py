@@ -20,7 +20,7 @@ ALPHA, CONFIDENCE = 0.05, 0.95
 # Of the simulation: photos of a training set, and new ones.
 COUNTS, NEW = (60, 209), 2000
 FOLDS = 10
-GRIDS = {"padim_resnet18": None, "padim_resnet18_grids": [["layer1"], ["layer1", "layer2", "layer3"]]}
+CONFIGS = ("padim_resnet18", "padim_resnet18_grids", "padim_resnet18_grids_384")
 
 
 def rates(scores: "torch.Tensor", calibration: "torch.Tensor") -> tuple[float, float]:
@@ -58,32 +58,33 @@ def of_bottles(name: str, repeats: int) -> list[int]:
     """Return how many of all training photos of bottle raise a false alarm when each is new to a model of nine folds.
 
     Args:
-        name: of ``GRIDS``.
+        name: of ``CONFIGS``.
         repeats: how often the photos are dealt to the folds; each time with other seeds.
     """
     import torch
 
-    from padim_bottle import MVTecAD, Padim
+    from padim_bottle import MVTecAD
+    from padim_bottle.experiment.config import ExperimentConfig
     from padim_bottle.model.rule import Rule
+    from padim_bottle.tune.measure import build_model
+
+    experiment = ExperimentConfig(Path("configs", f"{name}.yaml"))
 
     def model(seed: int) -> Any:
-        return Padim(grids=GRIDS[name], seed=seed)
+        return build_model(experiment, seed)
 
     data = MVTecAD(category="bottle")
     data.prepare_data()
     data.setup()
     first = model(0)
     with torch.inference_mode():
-        batches = [
-            first.model.features(first.pre_processor.transform(batch.image)) for batch in data.train_dataloader()
-        ]
+        images = torch.cat([first.pre_processor.transform(batch.image) for batch in data.train_dataloader()])
+        batches = [first.model.features(batch) for batch in images.split(8)]
     features = {layer: torch.cat([batch[layer] for batch in batches]) for layer in batches[0]}
-    count = len(features["layer1"])
+    count = len(images)
 
     def of(chosen: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        # Of the images only their size matters.
-        size = torch.empty(1, 3, 256, 256).expand(len(chosen), -1, -1, -1)
-        return {layer: feature[chosen] for layer, feature in features.items()}, size
+        return {layer: feature[chosen] for layer, feature in features.items()}, images[chosen]
 
     alarms = []
     for repeat in range(repeats):
@@ -109,7 +110,7 @@ def main(sets: int, repeats: int, output: Path) -> int:
             record["simulated"].append(
                 {"photos": count, "position_calibration": position_calibration, "rates": usual, "rates_kept": kept}
             )
-    for name in GRIDS:
+    for name in CONFIGS:
         record["bottle"][name] = of_bottles(name, repeats)
     for table in tables(record):
         Console().print(table.screen())

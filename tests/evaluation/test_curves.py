@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from skimage.measure import label as label_regions
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
 
-from padim_bottle.evaluation.curves import aupimo, region_weights, trace_curve
+from padim_bottle.evaluation.curves import aupimo, aupimo_interval, region_weights, trace_curve
 
 
 def trace(scores, labels, parts=1):
@@ -161,6 +161,21 @@ def test_aupimo_is_its_definition(bounds, tied):
     areas = aupimo(good, maps, masks, bounds)
     np.testing.assert_allclose(areas, aupimo_by_definition(good, maps, masks, bounds), atol=1e-12)
     assert areas.min() < areas.max()
+
+
+def test_the_interval_of_aupimo_is_of_other_good_images():
+    rng = np.random.default_rng(4)
+    good, maps = rng.standard_normal((2, 6, 8, 10)).astype(np.float32)
+    good[0] += 1  # one image decides
+    masks = rng.random(maps.shape) < 0.2
+    maps[masks] += 1.5
+    bounds = (0.01, 0.3)
+    found = aupimo_interval(good, maps, masks, bounds, confidence=0.8, resamples=50, seed=7)
+    drawn = np.random.default_rng(7).integers(6, size=(50, 6))
+    means = [aupimo(good[chosen], maps, masks, bounds).mean() for chosen in drawn]
+    assert found == pytest.approx(np.quantile(means, [0.1, 0.9]))
+    assert found[0] + 0.05 < aupimo(good, maps, masks, bounds).mean() < found[1] - 0.05
+    assert aupimo_interval(good[:1], maps, masks, bounds) is None
 
 
 def test_aupimo_of_a_perfect_and_of_a_blind_map():

@@ -122,21 +122,23 @@ def image_bootstrap(runs: pd.DataFrame) -> pd.DataFrame:
     """Return how image AUROC and F1 move with other test images: of the lowest seed, and of the mean over seeds.
 
     Good and defective images are resampled separately, the same ones for all seeds of an experiment. The threshold
-    stays the run's own.
+    stays the run's own. AUPIMO, of the lowest seed, moves with other good images alone: its run has the interval.
 
     Columns: experiment, figure ('seed 0', 'mean of 10 seeds'), metric, value, low, high (percentiles).
     """
     rows = []
     for experiment, table in runs.groupby("experiment", sort=False):
         table = table.sort_values("seed")
-        runs_predictions = (Run.read(Path(folder)).predictions for folder in table["folder"])
-        predictions = [of_run.set_index(["defect_type", "image"]).sort_index() for of_run in runs_predictions]
+        found = [Run.read(Path(folder)) for folder in table["folder"]]
+        predictions = [run.predictions.set_index(["defect_type", "image"]).sort_index() for run in found]
         figures = [(f"seed {table['seed'].iloc[0]}", predictions[:1])]
         if len(predictions) > 1 and all(other.index.equals(predictions[0].index) for other in predictions):
             figures.append((f"mean of {len(predictions)} seeds", predictions))
         for figure, chosen in figures:
             for metric, limits in bootstrap_images(chosen).items():
                 rows.append((experiment, figure, metric, *limits))
+        if interval := found[0].metrics.get("pixel_AUPIMO_interval"):
+            rows.append((experiment, figures[0][0], "pixel_AUPIMO", found[0].metrics["pixel_AUPIMO"], *interval))
     return pd.DataFrame(rows, columns=["experiment", "figure", "metric", "value", "low", "high"])
 
 

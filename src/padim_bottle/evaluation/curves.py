@@ -163,17 +163,58 @@ def aupimo(
     maps, masks: (N, H, W) raw maps of defective images, and where their defects are, none of them empty.
     Returns None where the good images have too few pixels for the lower bound: fewer than 1 / fpr_bounds[0].
     """
-    lower, upper = fpr_bounds
-    if good.size * lower < 1:
+    if good.size * fpr_bounds[0] < 1:
         return None
-    count = int(np.ceil(good.size * upper))
-    highest = np.sort(np.partition(good, good.size - count, axis=None)[good.size - count :])[::-1]
-    # As a threshold falls past the k-th highest good pixel, the rate rises from (k - 1) / size to k / size.
-    rates = np.clip(np.arange(count + 1) / good.size, lower, upper)
+    count = int(np.ceil(good.size * fpr_bounds[1]))
+    highest = np.partition(good, good.size - count, axis=None)[good.size - count :]
+    defects = [np.sort(anomaly_map[mask]) for anomaly_map, mask in zip(maps, masks, strict=True)]
+    return _mean_recalls(highest, good.size, defects, fpr_bounds)
+
+
+def aupimo_interval(
+    good: np.ndarray,
+    maps: np.ndarray,
+    masks: np.ndarray,
+    fpr_bounds: tuple[float, float] = PIMO_FPR_BOUNDS,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 200,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """Return between what limits the mean of ``aupimo`` lies with other good images: a percentile bootstrap of them.
+
+    The thresholds rest on the few highest pixels of the good images, so that a single image may decide. The defective
+    images stay as they are. Arguments and ``None`` as of ``aupimo``.
+    """
+    if good.size * fpr_bounds[0] < 1 or len(good) < 2 or not len(maps):
+        return None
+    count = int(np.ceil(good.size * fpr_bounds[1]))
+    pixels = good.reshape(len(good), -1)
+    first = max(0, pixels.shape[1] - count)
+    # Of an image no more than these can be among the highest of all.
+    highest = np.partition(pixels, first, axis=1)[:, first:]
+    defects = [np.sort(anomaly_map[mask]) for anomaly_map, mask in zip(maps, masks, strict=True)]
+    drawn = np.random.default_rng(seed).integers(len(good), size=(resamples, len(good)))
+    means = []
+    for chosen in drawn:
+        pooled = highest[chosen].ravel()
+        means.append(_mean_recalls(np.partition(pooled, -count)[-count:], good.size, defects, fpr_bounds).mean())
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _mean_recalls(
+    highest: np.ndarray, pixels: int, defects: Sequence[np.ndarray], fpr_bounds: tuple[float, float]
+) -> np.ndarray:
+    """Return the area under the per-image overlap of each defect.
+
+    highest: (T,) the highest of so many pixels of good images, as many as the upper bound lets pass.
+    defects: ascending scores of the pixels of each image's defect.
+    """
+    lower, upper = fpr_bounds
+    highest = np.sort(highest)[::-1]
+    # As a threshold falls past the k-th highest good pixel, the rate rises from (k - 1) / pixels to k / pixels.
+    rates = np.clip(np.arange(len(highest) + 1) / pixels, lower, upper)
     weights = np.diff(np.log(rates)) / np.log(upper / lower)
-    areas = np.empty(len(maps))
-    for number, (anomaly_map, mask) in enumerate(zip(maps, masks, strict=True)):
-        defect = np.sort(anomaly_map[mask])
-        missed = np.searchsorted(defect, highest, side="left") + np.searchsorted(defect, highest, side="right")
-        areas[number] = (1 - missed / (2 * len(defect))) @ weights
-    return areas
+    missed = [np.searchsorted(d, highest, side="left") + np.searchsorted(d, highest, side="right") for d in defects]
+    return np.array([(1 - m / (2 * len(d))) @ weights for m, d in zip(missed, defects, strict=True)])

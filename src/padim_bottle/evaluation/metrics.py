@@ -192,9 +192,9 @@ def evaluate(predictions: Predictions, thresholds: Thresholds) -> dict[str, Any]
     recall without defective samples, precision where nothing is predicted defective, all that needs a
     threshold, a map or a mask that is not there, AUPIMO with fewer than 100,000 pixels of good images. AUPR is
     average precision, AUPRO ends at FPR 0.3 and AUPIMO runs from FPR 1e-5 to 1e-4, all as anomalib 2.7.0;
-    pixel_AUPIMO is the mean over the images whose masks mark a defect. image_F1Score_anomalib is its default:
-    the F1Max threshold, fitted on the test labels, with score > threshold. per_defect compares each defect type
-    with all good images.
+    pixel_AUPIMO is the mean over the images whose masks mark a defect, its interval a bootstrap of the good
+    images. image_F1Score_anomalib is its default: the F1Max threshold, fitted on the test labels, with
+    score > threshold. per_defect compares each defect type with all good images.
     """
     evidence = Evidence(predictions, thresholds)
     per_defect = {}
@@ -205,6 +205,7 @@ def evaluate(predictions: Predictions, thresholds: Thresholds) -> dict[str, Any]
         }
     return {
         **{metric.key: metric.compute(evidence) for metric in METRICS},
+        "pixel_AUPIMO_interval": predictions.overlap_interval and list(predictions.overlap_interval),
         "thresholds": {
             "image": None if thresholds.image is None else float(thresholds.image),
             "pixel": None if thresholds.pixel is None else float(thresholds.pixel),

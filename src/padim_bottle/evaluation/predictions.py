@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from padim_bottle.errors import UserError
-from padim_bottle.evaluation.curves import Curve, aupimo, region_weights, trace_curve
+from padim_bottle.evaluation.curves import Curve, aupimo, aupimo_interval, region_weights, trace_curve
+from padim_bottle.evaluation.differences import CONFIDENCE
 from padim_bottle.evaluation.regions import called_pixels
 
 GOOD = "good"
@@ -161,15 +162,24 @@ class Predictions:
     @cached_property
     def overlaps(self) -> np.ndarray:
         """AUPIMO of each image (N,), NaN where it is undefined: for images without a defect in their mask, too."""
-        maps, masks = self.anomaly_maps, self.masks
         overlaps = np.full(len(self.labels), np.nan)
-        if maps is not None and masks is not None:
-            marked = masks.any(axis=(1, 2))
-            good = maps[~self.labels]
-            areas = aupimo(good if self.area is None else good[:, self.area], maps[marked], masks[marked])
+        if self.anomaly_maps is not None and self.masks is not None:
+            areas = aupimo(*self._marked())
             if areas is not None:
-                overlaps[marked] = areas
+                overlaps[self.masks.any(axis=(1, 2))] = areas
         return overlaps
+
+    @cached_property
+    def overlap_interval(self) -> tuple[float, float] | None:
+        """Between what limits the mean AUPIMO lies with other good images; ``None`` where it is undefined."""
+        return None if np.isnan(self.overlaps).all() else aupimo_interval(*self._marked(), confidence=CONFIDENCE)
+
+    def _marked(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the maps of good images, and maps and masks of those whose mask marks a defect."""
+        maps, masks = self.pixels()
+        marked = masks.any(axis=(1, 2))
+        good = maps[~self.labels]
+        return good if self.area is None else good[:, self.area], maps[marked], masks[marked]
 
     def _refuse(self, faulty: np.ndarray, reason: str) -> None:
         if faulty.any():

@@ -32,7 +32,8 @@ from padim_bottle.tune.settings import METRICS, TuneSettings
 from padim_bottle.tune.training_photos import PhotoFeatures, TrainingPhotos
 
 Advance = Callable[[int], None]
-_NO_THRESHOLDS = Thresholds(None, None, "none")
+# At the model's own threshold; told, and not chosen by.
+_AT_THRESHOLD = ("image_recall", "image_false_alarm_rate")
 _FEWEST_PARTS = 6
 # Those in which the backbone alone computes with fewer digits.
 _PRECISIONS = ("None", "32", "32-true", "bf16-mixed", "16-mixed")
@@ -107,7 +108,8 @@ def measure(
         track: called with what is done next and how much of it; returns what to call with what was done.
 
     Returns:
-        A row a fit: setting (its number), split, seed (missing where the model draws nothing), seconds, ``METRICS``.
+        A row a fit: setting (its number), split, seed (missing where the model draws nothing), seconds, ``METRICS``,
+        and recall and rate of false alarms at the model's own threshold.
 
     Raises:
         UserError: values that a model does not accept, data that cannot be had, too few photos.
@@ -234,8 +236,9 @@ def _fit_and_score(
         masks=masks if area is None else masks & area,
         area=area,
     )
-    metrics = evaluate(predictions, _NO_THRESHOLDS)
-    return {name: metrics[name] for name in METRICS}
+    rule = getattr(model.post_processor, "rule", None)
+    metrics = evaluate(predictions, Thresholds(rule and rule.threshold, None, "leave-one-out"))
+    return {name: metrics[name] for name in (*METRICS, *_AT_THRESHOLD)}
 
 
 def fabric_of(experiment: ExperimentConfig) -> Fabric:
