@@ -315,6 +315,15 @@ class PadimModel(AnomalibPadimModel):
                 batches = distances.split(8)
                 total = sum(lift(batch.square(), fine)[:, present].sum(dtype=torch.float64) for batch in batches)
                 grid.typical.copy_((total / (len(distances) * present.sum())).clamp_min(1e-12))
+        return self.calibrate(pixel_quantile, parts)
+
+    def calibrate(self, pixel_quantile: float, parts: Parts) -> Calibration:
+        """Take the leave-one-out statistics of the training images, once more with other settings if need be.
+
+        Args:
+            pixel_quantile: as of ``fit_and_calibrate``.
+            parts: that the Gaussians were fitted with.
+        """
         calibration = calibrate(
             self._left_out_pixels if self.area.numel() else self.leave_one_out_maps,
             parts,
