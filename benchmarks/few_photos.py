@@ -26,8 +26,8 @@ from padim_bottle.data.images import read_image
 from padim_bottle.data.listing import list_photos
 from padim_bottle.errors import UserError
 from padim_bottle.experiment.config import ExperimentConfig
-from padim_bottle.model.calibration import Calibration, calibrate
-from padim_bottle.model.padim import Padim
+from padim_bottle.model.calibration import Calibration
+from padim_bottle.model.network import PadimModel
 from padim_bottle.model.parts import Parts
 from padim_bottle.model.rule import Rule
 from padim_bottle.tables import Row, Table
@@ -46,15 +46,22 @@ HELD_OUT = 40
 Batches = list[tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
 
-def maps_of(model: Padim, batches: Iterator[Any]) -> torch.Tensor:
-    """Return the anomaly maps (n, H, W) of recorded batches."""
+def scored_by(network: PadimModel, batches: Iterator[Any]) -> torch.Tensor:
+    """Return (n, h, w), of which the largest value is the score of recorded batches: maps, or distances."""
     with torch.inference_mode():
-        return torch.cat([model.model.score(features, images).anomaly_map[:, 0] for *_, images, features in batches])
+        return torch.cat(
+            [
+                network.score(features, images).anomaly_map[:, 0]
+                if network.scores_map
+                else network.grids[-1].distance(features)
+                for *_, images, features in batches
+            ]
+        )
 
 
-def called(maps: torch.Tensor, calibration: Calibration, plain: bool) -> np.ndarray:
-    """Return which maps (n, H, W) a calibrated model calls anomalous."""
-    standard = maps if plain else (maps - calibration.scored_mean) / calibration.scored_std
+def called(scored: torch.Tensor, calibration: Calibration, plain: bool) -> np.ndarray:
+    """Return which images a calibrated model calls anomalous, by what is scored of them (n, h, w)."""
+    standard = scored if plain else (scored - calibration.scored_mean) / calibration.scored_std
     return standard.flatten(1).amax(1).numpy() >= Rule.calibrated(calibration.scores, ALPHA).threshold
 
 
@@ -85,17 +92,13 @@ def measure(configs: Sequence[Path], counts: Sequence[int], subsets: int) -> Ite
             network.collect(recorded, images)
         network.fit_and_calibrate(0.9995)
         shown = np.concatenate([held_out, held_out + len(paths)])
-        maps = maps_of(model, features.batches(shown, network.layers, fabric.device))
-        test_maps = maps_of(model, iter(tested))
+        scored = scored_by(network, features.batches(shown, network.layers, fabric.device))
+        test_scored = scored_by(network, iter(tested))
         for prior in (*PRIORS, PLAIN):
-            calibration = calibrate(
-                network.leave_one_out_maps,
-                Parts.of_photos([""] * count, None),
-                pixel_quantile=0.9995,
-                position_calibration=prior != PLAIN,
-                prior_freedom=0.0 if isinstance(prior, str) else prior,
-            )
-            of_shown, of_test = (called(m, calibration, prior == PLAIN) for m in (maps, test_maps))
+            network.position_calibration = prior != PLAIN
+            network.prior_freedom = 0.0 if isinstance(prior, str) else prior
+            calibration = network.calibrate(0.9995, Parts.of_photos([""] * count, None))
+            of_shown, of_test = (called(values, calibration, prior == PLAIN) for values in (scored, test_scored))
             yield {
                 "config": name,
                 "photos": count,
