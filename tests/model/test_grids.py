@@ -8,16 +8,22 @@ import numpy as np
 import pytest
 import torch
 from anomalib.models.components import MultiVariateGaussian
+from sklearn.metrics import roc_auc_score
 from small_padim import SIZE, run, small_padim, training_images
 from torch.nn import functional as F  # noqa: N812
+from torchvision.transforms.functional import normalize
 
 from padim_bottle import Padim
+from padim_bottle.data.synthetic import DEFECTS, render_bottle
 from padim_bottle.errors import UserError
 from padim_bottle.model import gaussian
 from padim_bottle.model.anomaly_map import fuse, guide
 from padim_bottle.model.embedding import PatchEmbedding, mean_pool
 from padim_bottle.model.grid import PatchGrid
+from padim_bottle.model.network import PadimModel
+from padim_bottle.model.rule import Rule
 
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 GRIDS = [["layer1"], ["layer1", "layer2", "layer3"]]
 
 
@@ -111,6 +117,31 @@ def test_tolerance_is_the_smallest_distance_to_the_gaussians_around(tolerance):
         torch.testing.assert_close(found[:, row, column], around.flatten(1).amin(1), rtol=1e-5, atol=1e-6)
 
 
+def test_tolerance_is_for_parts_that_lie_a_little_elsewhere_in_each_photo(real_weights):
+    """Drawn bottles, turned at random as they are drawn, and shifted by up to a position of the coarse grid."""
+
+    def photos(seed, count, kinds=(None,)):
+        rng = np.random.default_rng(seed)
+        pictures = [render_bottle(rng, 128, kinds[number % len(kinds)])[0] for number in range(count)]
+        shifted = [np.roll(picture, rng.integers(-16, 17, 2), (0, 1)) for picture in pictures]
+        return normalize(torch.from_numpy(np.stack(shifted)).permute(0, 3, 1, 2) / 255, MEAN, STD)
+
+    good, new, defective = photos(0, 20), photos(1, 30), photos(2, 60, list(DEFECTS))
+    found = {}
+    for tolerance in (0, 1):
+        model = PadimModel(
+            f"local-dir:{real_weights / 'resnet18.tv_in1k'}", ["layer1", "layer2", "layer3"], True, None,
+            grids=GRIDS, share=[2, 1], tolerance=tolerance, image_score="distances",
+        )  # fmt: skip
+        model.calibrating = True
+        model.train()(good)
+        threshold = Rule.calibrated(model.fit_and_calibrate(0.999).scores, 0.1).threshold
+        scores = [model.eval()(images).pred_score.flatten() for images in (new, defective)]
+        found[tolerance] = roc_auc_score([0] * 30 + [1] * 60, torch.cat(scores)), threshold
+    assert found[1][0] > found[0][0] + 0.01
+    assert found[1][1] < found[0][1]
+
+
 def test_the_coarsest_grid_has_so_many_positions_whatever_the_images_size(bottles, tmp_path):
     model = two_grids(coarsest_side=3, image_size=(64, 96))
     run(model, bottles, tmp_path)
@@ -201,7 +232,7 @@ def test_leave_one_out_maps_are_guided_by_their_own_photos(bottles, tmp_path):
     run(plain, bottles, tmp_path / "plain")
     run(guided, bottles, tmp_path / "guided")
     images = training_images(plain, bottles)[[2, 7]]
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     photos = (images * std + mean).mean(1, keepdim=True)
     expected = guide(plain.leave_one_out_maps([2, 7])[:, None], photos, 3)[:, 0]
     torch.testing.assert_close(guided.leave_one_out_maps([2, 7]), expected, rtol=1e-4, atol=1e-4)
