@@ -86,7 +86,7 @@ class PatchGrid(nn.Module):
             moves = _moves(*shape, self.tolerance)
             # One call: in an exported model every factor is then there once.
             distances = self.gaussian.distance(torch.cat([_at(embedding, move.shown) for move in moves]))
-            return self._nearest(distances.split(len(embedding)), moves).unflatten(1, shape)
+            return self._nearest(distances.chunk(len(moves)), moves).unflatten(1, shape)
         return self._in_place(self.gaussian.distance(embedding), shape)
 
     def fit(self, parts: Parts | None) -> torch.Tensor | None:
