@@ -26,11 +26,11 @@ AS_CONFIGURED = "as configured"
 # What the docs call it, and the arguments of the model.
 PARTS: dict[str, dict[str, Any]] = {
     AS_CONFIGURED: {},
-    "256 x 256 pixels": {"image_size": [256, 256]},
+    "256 x 256 pixels, sigma 2, guided 4": {"image_size": [256, 256], "sigma": 2.0, "guided": 4},
     "a covariance a position": {"share": 1},
     "4 x 4 positions share in the fine grid": {"share": [4, 2]},
     "tolerance 1 (a covariance a position)": {"share": [2, 1], "tolerance": 1},
-    "no guided filter, sigma 4": {"guided": None, "sigma": 4.0},
+    "no guided filter, sigma 6": {"guided": None, "sigma": 6.0},
     "verdict from the map": {"image_score": "map"},
     "verdict not standardised": {"position_calibration": False},
     "not damped": {"damped": False},

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import area
 import few_photos
+import maps
 import precision
 import pytest
 import regions
@@ -80,7 +81,7 @@ def test_the_docs_show_how_often_new_photos_alarm():
     record = read_record(RECORDS, "false_alarms")
     simulated, bottle = tables(record)
     assert simulated.markdown() in text and bottle.markdown() in text
-    assert len(simulated.rows) == 4 and len(bottle.rows) == 2
+    assert len(simulated.rows) == 4 and len(bottle.rows) == 3
     # What is promised of each bottle's photo when it is new.
     low, high = stats.binom(209, record["alpha"]).interval(0.99)
     assert all(low <= alarms <= high for deals in record["bottle"].values() for alarms in deals)
@@ -113,6 +114,12 @@ def test_the_docs_show_what_each_rule_finds():
     said += "Of the {} anomalies found {} have no such pixel, and the highest 0.2 % lie on {} of these."
     assert said.format(*map(grids.get, [*names, "and pointed at"])) in " ".join(text.split())
     assert record["highest"] == HIGHEST == 0.998
+
+
+def test_the_docs_show_what_each_part_of_the_maps_does():
+    text = (ROOT / "docs" / "maps.md").read_text()
+    synthetic, bottle = maps.tables(read_record(RECORDS, "maps"))
+    assert synthetic.markdown() in text and bottle.markdown() in text
 
 
 def test_rates_are_counted_by_the_threshold_of_the_calibration():

@@ -13,6 +13,7 @@ REPOSITORY = Path(__file__).parents[2]
 REFERENCE = REPOSITORY / "results" / "reference"
 # The order of the table: ours first.
 EXPERIMENTS = (
+    "padim_resnet18_grids_384",
     "padim_resnet18_grids",
     "padim_efficientnet_lite0_grids",
     "padim_resnet18",

@@ -12,6 +12,7 @@ from PIL import Image
 from small import small_config, write_config
 
 from padim_bottle.commands.command_line import run_verb
+from padim_bottle.errors import UserError
 from padim_bottle.runs.run import Run, read_csv
 
 pytestmark = pytest.mark.slow
@@ -221,6 +222,22 @@ def test_too_few_photos_and_no_photos_are_found_before_anything_is_loaded(photos
     assert train(photos, tmp_path / "results", folder=tmp_path / "none") == 2
     assert "There are no photos in" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "config"), [([], "padim_resnet18"), (["--photos", "parts"], "padim_resnet18_grids")]
+)
+def test_photos_are_trained_on_with_the_config_that_finds_more_with_few(tmp_path, monkeypatch, arguments, config):
+    chosen = []
+
+    def stop(path, *_):
+        chosen.append(path)
+        raise UserError("far enough")
+
+    monkeypatch.setattr("padim_bottle.experiment.train.train", stop)
+    monkeypatch.chdir(tmp_path)
+    assert run_verb("train", arguments) == 2
+    assert [path.name for path in chosen] == [f"{config}.yaml"]
 
 
 def test_test_and_group_belong_to_photos(capsys):

@@ -11,7 +11,7 @@ from padim_bottle.errors import UnavailableError, UserError
 
 def train(
     *overrides: Override,
-    config: Path = Path("configs/padim_resnet18.yaml"),
+    config: Path | None = None,
     seed: int | None = None,
     experiment: str | None = None,
     results: Path | None = None,
@@ -36,7 +36,8 @@ def train(
 
     Args:
         overrides: in the spelling of ``anomalib train``.
-        config (YAML): the experiment
+        config (YAML): the experiment (default: configs/padim_resnet18.yaml, and for photos of your own
+            configs/padim_resnet18_grids.yaml, which finds more with few of them)
         seed (NUMBER): decides everything random; overrides the YAML's
         experiment (NAME): name of the results folder; overrides the YAML's
         results (FOLDER): folder of all results; overrides the YAML's
@@ -51,6 +52,7 @@ def train(
     """
     from padim_bottle.experiment.config_check import check_config
 
+    config = config or Path("configs", "padim_resnet18.yaml" if photos is None else "padim_resnet18_grids.yaml")
     check_config(config)
     with quiet_imports():
         from padim_bottle.experiment.train import train

@@ -86,7 +86,7 @@ class PatchGrid(nn.Module):
             moves = _moves(*shape, self.tolerance)
             # One call: in an exported model every factor is then there once.
             distances = self.gaussian.distance(torch.cat([_at(embedding, move.shown) for move in moves]))
-            return self._nearest(distances.chunk(len(moves)), moves).unflatten(1, shape)
+            return self._nearest(distances.unflatten(0, (len(moves), -1)), moves).unflatten(1, shape)
         return self._in_place(self.gaussian.distance(embedding), shape)
 
     def fit(self, parts: Parts | None) -> torch.Tensor | None:
@@ -132,12 +132,12 @@ class PatchGrid(nn.Module):
                     distances[number, :, block] = leave_part_out_distances_of(measured, deltas, factors, parts).mT
         if distances is None:
             return None
-        nearest = self._nearest(list(distances), moves) if self.tolerance else distances[0]
+        nearest = self._nearest(distances, moves) if self.tolerance else distances[0]
         return self._in_place(nearest, self.shape)
 
     @staticmethod
-    def _nearest(distances: Sequence[torch.Tensor], moves: Sequence["Move"]) -> torch.Tensor:
-        """Return the smallest (B, P) of the distances (B, P), for each move, of what it showed the Gaussians."""
+    def _nearest(distances: torch.Tensor, moves: Sequence["Move"]) -> torch.Tensor:
+        """Return the smallest (B, P) of the distances (moves, B, P) of what each showed the Gaussians."""
         found = [
             _at(moved, move.judged) + torch.from_numpy(move.outside).to(moved.device)
             for moved, move in zip(distances, moves, strict=True)
