@@ -110,7 +110,9 @@ def test_figures_of_the_two_grids():
     sizes = [run["checkpoint_bytes"] / 1e6 for run in (grids, larger, paper[0])]
     assert "from a model of {:.0f} MB ({:.0f} at 384 pixels) against {:.0f}".format(*sizes) in text
     record = json.loads((REFERENCE / "benchmarks" / "maps.json").read_text())
-    damped, plain = (next(row for row in record["bottle"] if row["part"] == part) for part in ("as configured", "not damped"))
+    damped, plain = (
+        next(row for row in record["bottle"] if row["part"] == part) for part in ("as configured", "not damped")
+    )
     aupimo = f"from {plain['pixel_AUPIMO']:.2f} to {damped['pixel_AUPIMO']:.2f} at 384 pixels".replace("0.", ".")
     assert aupimo in text
 

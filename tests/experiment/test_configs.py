@@ -140,7 +140,7 @@ def test_every_config_runs(config, few_bottles, random_weights, tmp_path, monkey
     if text["model"]["class_path"].endswith(".Padim"):
         arguments += ["--model.init_args.n_features", "30"]
     if text["model"]["class_path"].startswith("padim_bottle."):
-        size = "[28, 28]" if "patch14" in text["model"]["init_args"]["backbone"] else "[32, 32]"
+        size = "[28, 28]" if "patch14" in text["model"]["init_args"].get("backbone", "") else "[32, 32]"
         arguments += ["--model.init_args.pre_trained", "false", "--model.init_args.image_size", size]
     if "max_epochs" in text["trainer"]:
         arguments += ["--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1"]
