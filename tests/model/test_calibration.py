@@ -95,7 +95,7 @@ def test_what_a_part_shows_elsewhere_left_out_equals_refitting_without_it(count,
     factors = gaussians.factorize(slice(None), torch.float64)
     parts = Parts(tuple(str(index // size) for index in range(count)))
     deltas, measured = ((x - gaussians.mean).transpose(0, 1) for x in (here, there))
-    found = leave_part_out_distances_of(measured, deltas, factors, parts)[0].double()
+    found = leave_part_out_distances_of([measured], deltas, factors, parts)[0, 0].double()
     for i in (0, 1, count - 1):
         rest = [j for j in range(count) if j // size != i // size]
         expected = refit_without(torch.cat([there[i : i + 1], here[rest]]), 0, count)

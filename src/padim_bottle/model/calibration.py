@@ -121,7 +121,7 @@ def leave_part_out_distances(deltas: torch.Tensor, factors: torch.Tensor, parts:
 
 
 def leave_part_out_distances_of(
-    measured: torch.Tensor, deltas: torch.Tensor, factors: torch.Tensor, parts: Parts
+    measured: Iterable[torch.Tensor], deltas: torch.Tensor, factors: torch.Tensor, parts: Parts
 ) -> torch.Tensor:
     """Return the distances of what images show elsewhere to the Gaussians fitted without the part that they show.
 
@@ -130,27 +130,33 @@ def leave_part_out_distances_of(
         d_i^2 = (r - 1) (delta_i^T W^-1 delta_i + g_i^T (M^-1 - T)^-1 g_i).
 
     Args:
-        measured: (P, N, d), other embeddings of the N images less the means of all N images at P positions.
+        measured: M times (P, N, d), other embeddings of the N images less the means of all N images at P positions.
         deltas: (P, N, d), those that the Gaussians were fitted to, less the same means.
         factors: (P, d, d), Cholesky factors of the precision of all N images, in the type to compute in.
         parts: of the N images.
 
     Returns:
-        (P, N) distances.
+        (M, P, N) distances.
     """
     count = len(parts.names)
-    own, other = (torch.bmm(x.to(factors.dtype), factors) / (count - 1) ** 0.5 for x in (deltas, measured))
-    squares = torch.empty(own.shape[:2], device=own.device)
-    for members in parts.by_size():
-        members = members.to(own.device)  # (G, n)
-        rest = count - members.shape[1]
-        rows = own[:, members]  # (P, G, n, d)
-        delta = other[:, members] + rows.sum(dim=2, keepdim=True) / rest
-        bound = torch.eye(members.shape[1], dtype=own.dtype, device=own.device) - 1 / count - rows @ rows.mT
-        g = rows @ delta.mT
-        left_out = delta.square().sum(-1) + (g * torch.linalg.solve(bound, g)).sum(-2)
-        squares[:, members.flatten()] = ((rest - 1) * left_out).clamp_min(0).flatten(1).float()
-    return squares.sqrt()
+
+    def whitened(rows: torch.Tensor) -> torch.Tensor:
+        return torch.bmm(rows.to(factors.dtype), factors) / (count - 1) ** 0.5
+
+    own, found = whitened(deltas), []
+    for other in map(whitened, measured):
+        squares = torch.empty(own.shape[:2], device=own.device)
+        for members in parts.by_size():
+            members = members.to(own.device)  # (G, n)
+            rest = count - members.shape[1]
+            rows = own[:, members]  # (P, G, n, d)
+            delta = other[:, members] + rows.sum(dim=2, keepdim=True) / rest
+            bound = torch.eye(members.shape[1], dtype=own.dtype, device=own.device) - 1 / count - rows @ rows.mT
+            g = rows @ delta.mT
+            left_out = delta.square().sum(-1) + (g * torch.linalg.solve(bound, g)).sum(-2)
+            squares[:, members.flatten()] = ((rest - 1) * left_out).clamp_min(0).flatten(1).float()
+        found.append(squares.sqrt())
+    return torch.stack(found)
 
 
 def dtype_for(rows: int, features: int) -> torch.dtype:

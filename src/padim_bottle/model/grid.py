@@ -54,7 +54,7 @@ class PatchGrid(nn.Module):
         self.embeddings = PhotoStore()
         self.shape: tuple[int, int] = (0, 0)
         self.area: NDArray[np.bool_] | None = None
-        self._layouts: dict[tuple[int, int, int], Layout] = {}
+        self._layouts: dict[tuple[int, int], Layout] = {}
         self.register_buffer("typical", torch.tensor(torch.nan))
         self.typical: torch.Tensor
 
@@ -125,11 +125,10 @@ class PatchGrid(nn.Module):
                 if not self.tolerance:
                     distances[0, :, block] = by_image(leave_part_out_distances(deltas, factors, parts), shared)
                     continue
-                for number, move in enumerate(moves):
-                    reach = move.shown[block]
-                    near = self.embeddings.block(slice(reach.min(), reach.max() + 1))
-                    measured = _at(near, reach - reach.min()).to(mean.device).sub_(mean).transpose(0, 1)
-                    distances[number, :, block] = leave_part_out_distances_of(measured, deltas, factors, parts).mT
+                reach = np.stack([move.shown[block] for move in moves])
+                near = self.embeddings.block(slice(reach.min(), reach.max() + 1)).to(mean.device)
+                measured = (_at(near, shown - reach.min()).sub_(mean).transpose(0, 1) for shown in reach)
+                distances[:, :, block] = leave_part_out_distances_of(measured, deltas, factors, parts).mT
         if distances is None:
             return None
         nearest = self._nearest(distances, moves) if self.tolerance else distances[0]
@@ -146,10 +145,9 @@ class PatchGrid(nn.Module):
 
     def layout(self, shape: tuple[int, int]) -> "Layout":
         """Return which positions of a grid (h, w) have Gaussians, and where they lie."""
-        key = (*shape, self.share)
-        if key not in self._layouts:
-            self._layouts[key] = _layout(*key, self.area)
-        return self._layouts[key]
+        if shape not in self._layouts:
+            self._layouts[shape] = _layout(*shape, self.share, self.area)
+        return self._layouts[shape]
 
     def _in_cells(self, embedding: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
         """Return embeddings (B, h w, d) cell by cell, (B, P, d)."""
@@ -217,16 +215,15 @@ def _moves(height: int, width: int, tolerance: int) -> list[Move]:
     """Return every move by up to ``tolerance`` positions a side."""
     rows, columns = np.divmod(np.arange(height * width), width)
 
-    def clamped(down: int, right: int) -> NDArray[np.int64]:
-        return (rows + down).clip(0, height - 1) * width + (columns + right).clip(0, width - 1)
+    def moved(down: int, right: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return where positions come to, held within the grid, and which of them had to be held."""
+        row, column = (rows + down).clip(0, height - 1), (columns + right).clip(0, width - 1)
+        return row * width + column, (row != rows + down) | (column != columns + right)
 
     moves = []
     for down, right in product(range(-tolerance, tolerance + 1), repeat=2):
-        leaves = (rows + down != (rows + down).clip(0, height - 1)) | (
-            columns + right != (columns + right).clip(0, width - 1)
-        )
-        outside = np.where(leaves, 1e6, 0).astype(np.float32)
-        moves.append(Move(clamped(-down, -right), clamped(down, right), outside))
+        judged, held = moved(down, right)
+        moves.append(Move(moved(-down, -right)[0], judged, np.float32(1e6) * held))
     return moves
 
 

@@ -56,8 +56,8 @@ class CalibratedPostProcessor(PostProcessor):
         """Take thresholds and scales from the leave-one-out scores and pixels of the training images."""
         device = self._image_threshold.device
         rule = Rule.calibrated(calibration.scores.cpu(), self.alpha, self.confidence)
-        counted = "training images" if len(calibration.scores) == len(calibration.image_scores) else "parts"
         count = len(calibration.scores)
+        counted = "training images" if count == len(calibration.image_scores) else "parts"
         for reason in (why_rough(count, self.alpha, self.confidence, counted), what_few_miss(count, counted)):
             if reason is not None:
                 logger.warning(reason)
