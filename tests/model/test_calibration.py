@@ -12,6 +12,7 @@ from padim_bottle.model.calibration import (
     calibrate,
     check_parts,
     dtype_for,
+    kept_maps,
     leave_part_out_distances,
     leave_part_out_distances_of,
 )
@@ -180,7 +181,11 @@ def test_pixel_threshold_is_the_quantile_of_all_pixels(batch_size, budget, caplo
     monkeypatch.setattr(calibration_module, "MAPS_BUDGET", budget)
     maps = torch.rand(10, 20, 20, generator=torch.Generator().manual_seed(0))
     calibration = calibrate(
-        lambda i: maps[i], each(10), pixel_quantile=0.995, position_calibration=False, batch_size=batch_size
+        kept_maps(lambda i: maps[i], 10, batch_size),
+        each(10),
+        pixel_quantile=0.995,
+        position_calibration=False,
+        batch_size=batch_size,
     )
     expected = np.quantile(maps.numpy().ravel(), 0.995, method="inverted_cdf")
     assert calibration.pixel_threshold.item() == pytest.approx(float(expected), rel=1e-6)

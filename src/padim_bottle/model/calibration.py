@@ -33,7 +33,7 @@ alarm, and single photos raise fewer. No defect, and no test image, is looked at
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -214,12 +214,11 @@ def calibrate(
 ) -> Calibration:
     """Turn leave-one-out maps into thresholds and the statistics of the position-calibrated score.
 
-    Anomaly maps are made a batch at a time. Where they are scored themselves, they are needed twice, and made twice if
-    they take more than ``MAPS_BUDGET`` together. So memory does not grow with N beyond that and the largest
-    ``1 - pixel_quantile`` of the pixels.
+    Anomaly maps are made a batch at a time, so memory does not grow with N but by the largest ``1 - pixel_quantile`` of
+    the pixels. Where they are scored themselves they are asked for twice.
 
     Args:
-        to_maps: makes the leave-one-out anomaly maps (n, H, W) of the images with these indices (n,).
+        to_maps: gives the leave-one-out anomaly maps (n, H, W) of images by their indices (n,), see ``kept_maps``.
         parts: of the N images.
         pixel_quantile: the pixel threshold is this quantile of all leave-one-out pixels, the smallest that at least
             this share of them does not exceed.
@@ -230,15 +229,16 @@ def calibrate(
         batch_size: images per batch of maps.
     """
     count = len(parts.names)
-    if scored is None:
-        to_maps = to_scored = _kept(to_maps, count, batch_size)
-    else:
-        to_scored = scored.__getitem__
+    to_scored = to_maps if scored is None else scored.__getitem__
     pixels = _Pixels(pixel_quantile, count)
-    batches = torch.arange(count).split(batch_size)
-    for batch in batches:
-        pixels.add(batch, to_maps(batch))
-    positions = PositionStatistics.of(map(to_scored, batches), count, prior_freedom)
+
+    def first_pass() -> Iterator[torch.Tensor]:
+        for batch in torch.arange(count).split(batch_size):
+            maps = to_maps(batch)
+            pixels.add(batch, maps)
+            yield maps if scored is None else scored[batch]
+
+    positions = PositionStatistics.of(first_pass(), count, prior_freedom)
     scores = torch.empty(count, device=positions.mean.device)
     for members in parts.by_size():
         for batch in members.split(max(1, batch_size // members.shape[1])):
@@ -261,10 +261,10 @@ def calibrate(
     )
 
 
-def _kept(
-    to_maps: Callable[[torch.Tensor], torch.Tensor], count: int, batch_size: int
+def kept_maps(
+    to_maps: Callable[[torch.Tensor], torch.Tensor], count: int, batch_size: int = 8
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return ``to_maps`` with the maps of all N images in memory if there is room."""
+    """Return ``to_maps`` with the maps of all N images in memory, if they take no more than ``MAPS_BUDGET``."""
     first = to_maps(torch.arange(min(batch_size, count)))
     if count * first[0].nbytes > MAPS_BUDGET:
         return to_maps

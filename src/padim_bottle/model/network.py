@@ -27,7 +27,7 @@ from torch import nn
 
 from padim_bottle.errors import UserError
 from padim_bottle.model.anomaly_map import SmoothUpsample, damp, fuse, grey_photo, guide, lift
-from padim_bottle.model.calibration import Calibration, calibrate, check_parts
+from padim_bottle.model.calibration import Calibration, calibrate, check_parts, kept_maps
 from padim_bottle.model.embedding import PatchEmbedding
 from padim_bottle.model.extractor import FrozenBackbone
 from padim_bottle.model.gaussian import PatchGaussians, pack_lower
@@ -324,8 +324,11 @@ class PadimModel(AnomalibPadimModel):
             pixel_quantile: as of ``fit_and_calibrate``.
             parts: that the Gaussians were fitted with.
         """
+        to_maps: Callable[[torch.Tensor], torch.Tensor] = self.leave_one_out_maps
+        if self.scores_map or self.damped:  # they are needed more than once
+            to_maps = kept_maps(to_maps, len(parts.names))
         calibration = calibrate(
-            self._left_out_pixels if self.area.numel() else self.leave_one_out_maps,
+            (lambda images: to_maps(images)[:, None, self.area]) if self.area.numel() else to_maps,
             parts,
             pixel_quantile=pixel_quantile,
             position_calibration=self.position_calibration,
@@ -344,14 +347,10 @@ class PadimModel(AnomalibPadimModel):
         )
         # New photos' maps are damped, and their means are compared with these.
         means = [
-            self.damp(self.leave_one_out_maps(images)[:, None], scores[images, None]).mean(dim=(1, 2, 3))
+            self.damp(to_maps(images)[:, None], scores[images, None]).mean(dim=(1, 2, 3))
             for images in torch.arange(len(scores)).split(8)
         ]
         return replace(calibration, map_means=torch.cat(means))
-
-    def _left_out_pixels(self, images: torch.Tensor) -> torch.Tensor:
-        """Return (n, 1, p): of leave-one-out maps the pixels that count."""
-        return self.leave_one_out_maps(images)[:, None, self.area]
 
     def _in_area(self, calibration: Calibration) -> Calibration:
         """Return what was calibrated on the pixels that count, by the maps (H, W) of which they are a part."""

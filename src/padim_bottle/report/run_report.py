@@ -29,7 +29,6 @@ from padim_bottle.report.panels import encode_jpeg, read_strip
 from padim_bottle.report.reference_thresholds import Reference, reference_thresholds, spell_alpha
 from padim_bottle.report.score_figures import is_skewed
 from padim_bottle.runs.changes import change_sentences
-from padim_bottle.runs.folder import REFUSED_FILE
 from padim_bottle.runs.run import Run
 
 GALLERY_NOTE = "Every test image by its score, with its verdict at the threshold set above."
@@ -115,7 +114,7 @@ def _page(run: Run, images: pd.DataFrame, figures: Sequence[RunFigure], cards: S
         reasons=reasons,
         alpha_note=_alpha_note(run),
         changes=change_sentences(run.changes) if run.changes else [],
-        refused=_refused(run),
+        refused=run.refused,
         training=_training(run),
         gallery_note=GALLERY_NOTE + PICTURES_NOTE * any(card["source"] for card in cards),
         types=[
@@ -136,11 +135,6 @@ def _page(run: Run, images: pd.DataFrame, figures: Sequence[RunFigure], cards: S
         else None,
         footer=_footer(metrics),
     )
-
-
-def _refused(run: Run) -> str | None:
-    file = run.folder / REFUSED_FILE
-    return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 def _verdicts(run: Run) -> list[dict[str, str]]:

@@ -7,8 +7,6 @@ import pandas as pd
 
 from padim_bottle.runs.run import Run, read_csv
 
-CHANGES_FILE = "changes.json"
-
 
 def describe_changes(before: Run, after: Run) -> dict[str, Any]:
     """Return what changed, ready for JSON.

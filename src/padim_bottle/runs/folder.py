@@ -28,6 +28,9 @@ RUN_FILES = ("config.yaml", "metrics.json", "predictions.csv", "model.ckpt")
 # A whole run that holds this file may not take the place of another.
 REFUSED_FILE = "refused.txt"
 
+# What a run changes against the one before, see ``changes``.
+CHANGES_FILE = "changes.json"
+
 # Two runs say the same where these are equal.
 _SAYING = ("config.yaml", "predictions.csv")
 

@@ -16,7 +16,7 @@ from padim_bottle.errors import UserError, in_a_line
 from padim_bottle.evaluation.curves import Curve, trace_curve
 from padim_bottle.evaluation.predictions import GOOD, confusion_matrix
 from padim_bottle.runs.figure_data import DATA_FILE
-from padim_bottle.runs.folder import picture_path, read_metrics, strip_path
+from padim_bottle.runs.folder import CHANGES_FILE, REFUSED_FILE, picture_path, read_metrics, strip_path
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +117,15 @@ class Run:
     def changes(self) -> dict[str, Any] | None:
         """What changed against the run before, see ``changes``; ``None`` where there was none."""
         with named(self.folder):
-            file = self.folder / "changes.json"
+            file = self.folder / CHANGES_FILE
             return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    @cached_property
+    def refused(self) -> str | None:
+        """Why it did not take the place of the run before; ``None`` where it did."""
+        with named(self.folder):
+            file = self.folder / REFUSED_FILE
+            return file.read_text(encoding="utf-8") if file.is_file() else None
 
     @property
     def title(self) -> str:

@@ -25,9 +25,9 @@ from padim_bottle.files import sha256, write_whole
 from padim_bottle.model.area import check_aspect, read_area
 from padim_bottle.runs import environment
 from padim_bottle.runs.batches import batch_predictions, joined, to_pictures
-from padim_bottle.runs.changes import CHANGES_FILE, describe_changes
+from padim_bottle.runs.changes import describe_changes
 from padim_bottle.runs.figure_data import DATA_FILE, save_data
-from padim_bottle.runs.folder import REFUSED_FILE, PartialRun
+from padim_bottle.runs.folder import CHANGES_FILE, REFUSED_FILE, PartialRun
 from padim_bottle.runs.listener import JudgedImage, RunListener, default_listeners
 from padim_bottle.runs.loggers import log_results
 from padim_bottle.runs.record import (
