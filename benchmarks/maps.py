@@ -17,8 +17,10 @@ from rich.console import Console
 from padim_bottle.commands.arguments import positive
 from padim_bottle.console import quiet
 from padim_bottle.errors import run_command
+from padim_bottle.evaluation.metrics import headings
 
 if TYPE_CHECKING:
+    from padim_bottle.experiment.variants import Variant
     from padim_bottle.tables import Table
 
 CONFIG = Path("configs/padim_resnet18_grids_384.yaml")
@@ -35,30 +37,27 @@ PARTS: dict[str, dict[str, Any]] = {
     "verdict not standardised": {"position_calibration": False},
     "not damped": {"damped": False},
 }
-SHOWN = {
-    "image_AUROC": "image AUROC",
-    "pixel_AUROC": "pixel AUROC",
-    "pixel_AUPR": "AP",
-    "pixel_AUPRO": "AUPRO",
-    "pixel_AUPIMO": "AUPIMO",
-}
+SHOWN = headings(threshold="none")
 ALARMS = {"image_recall": "recall", "image_false_alarm_rate": "false alarms"}
+
+
+def variants(config: Path) -> list["Variant"]:
+    """Return the config with each part changed."""
+    from padim_bottle.experiment.variants import variants_of
+
+    changes = ({f"model.init_args.{key}": value for key, value in of.items()} for of in PARTS.values())
+    return [next(variants_of(config, {}, change)) for change in changes]
 
 
 def synthetic(config: Path, splits: int) -> list[dict[str, Any]]:
     """Return a row for each part: means over the splits, and differences from the config as it is."""
     from padim_bottle.evaluation.differences import paired_difference
-    from padim_bottle.experiment.variants import variants_of
     from padim_bottle.tune.measure import measure
     from padim_bottle.tune.settings import TuneSettings
 
-    candidates = [
-        next(variants_of(config, {}, {f"model.init_args.{key}": value for key, value in arguments.items()}))
-        for arguments in PARTS.values()
-    ]
     with tempfile.TemporaryDirectory(dir=".") as cache:
         settings = TuneSettings(splits=splits, seeds=[0], cache_folder=cache)
-        fits = measure(candidates, settings, lambda what, total: lambda step: None)
+        fits = measure(variants(config), settings, lambda what, total: lambda step: None)
     overlap = settings.held_out / (1 - settings.held_out)
     values = fits.set_index(["setting", "split"])[[*SHOWN, *ALARMS]].astype(float)
     rows = []
@@ -80,15 +79,13 @@ def synthetic(config: Path, splits: int) -> list[dict[str, Any]]:
 def on_bottle(config: Path) -> list[dict[str, Any]]:
     """Return a row for each part: its figures on the test photos, and the size of its checkpoint."""
     from padim_bottle.experiment.train import train
-    from padim_bottle.experiment.variants import spell_argument
     from padim_bottle.runs.run import Run
 
     rows = []
-    for number, (name, arguments) in enumerate(PARTS.items()):
-        words = [(f"--model.init_args.{key}", spell_argument(value)) for key, value in arguments.items()]
-        off = [f"--trainer.callbacks.{key}=false" for key in ("images", "report")]
+    off = [f"--trainer.callbacks.{key}=false" for key in ("images", "report")]
+    for name, variant in zip(PARTS, variants(config), strict=True):
         with tempfile.TemporaryDirectory() as folder:
-            train(config, [word for pair in words for word in pair] + off, None, f"part_{number}", Path(folder))
+            train(config, [*variant.overrides, *off], results=Path(folder))
             metrics = Run.read(next(Path(folder).glob("*/seed_*"))).metrics
         rows.append({"part": name, **{key: metrics[key] for key in (*SHOWN, *ALARMS, "checkpoint_bytes")}})
         print(json.dumps(rows[-1]), flush=True)

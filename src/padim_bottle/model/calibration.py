@@ -42,7 +42,6 @@ import torch
 from padim_bottle.errors import UserError
 from padim_bottle.model.gaussian import COVARIANCE_EPSILON
 from padim_bottle.model.parts import Parts
-from padim_bottle.stages import stage
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +200,6 @@ def check_parts(parts: Parts) -> None:
         )
 
 
-@stage("calibration")
 def calibrate(
     to_maps: Callable[[torch.Tensor], torch.Tensor],
     parts: Parts,

@@ -317,6 +317,7 @@ class PadimModel(AnomalibPadimModel):
                 grid.typical.copy_((total / (len(distances) * present.sum())).clamp_min(1e-12))
         return self.calibrate(pixel_quantile, parts)
 
+    @stage("calibration")
     def calibrate(self, pixel_quantile: float, parts: Parts) -> Calibration:
         """Take the leave-one-out statistics of the training images, once more with other settings if need be.
 
