@@ -159,16 +159,14 @@ def test_metrics_are_those_of_the_pixels_inside():
     def predictions(maps, masks, area=None):
         return Predictions([str(i) for i in range(12)], types, labels, 1.0 * np.arange(12), maps, masks, area=area)
 
-    maps[:, ~area] = 100.0  # what would be seen if it counted
+    maps[:, ~area], masks[8:, 2:6] = 100.0, True  # what would be seen if it counted
     inside, cropped = (
-        predictions(maps, masks & area, area),
+        predictions(maps, masks, area),
         predictions(maps[:, ROWS, COLUMNS], masks[:, ROWS, COLUMNS]),
     )
     expected = evaluate(cropped, thresholds)
     assert expected["pixel_AUPRO"] > 0.4
     assert evaluate(inside, thresholds) == expected
-    with pytest.raises(ValueError, match="do not count"):
-        predictions(maps, masks | True, area)
     assert len(predictions_table(inside, thresholds)) == 12
 
 

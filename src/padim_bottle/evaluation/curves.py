@@ -12,7 +12,7 @@ values agree to anomalib's float32 precision. Its AUPIMO takes 300,000 threshold
 thousandths an image, because anomalib starts at the false positive rate nearest to 1e-5.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -166,9 +166,9 @@ def aupimo(
     if good.size * fpr_bounds[0] < 1:
         return None
     count = int(np.ceil(good.size * fpr_bounds[1]))
-    highest = np.partition(good, good.size - count, axis=None)[good.size - count :]
-    defects = [np.sort(anomaly_map[mask]) for anomaly_map, mask in zip(maps, masks, strict=True)]
-    return _mean_recalls(highest, good.size, defects, fpr_bounds)
+    highest = np.sort(np.partition(good, good.size - count, axis=None)[good.size - count :])[::-1]
+    weights = _weights(count, good.size, fpr_bounds)
+    return np.array([recall @ weights for recall in _recalls(highest, maps, masks)])
 
 
 def aupimo_interval(
@@ -190,31 +190,33 @@ def aupimo_interval(
         return None
     count = int(np.ceil(good.size * fpr_bounds[1]))
     pixels = good.reshape(len(good), -1)
+    # Of an image no more than so many can be among the highest of all.
     first = max(0, pixels.shape[1] - count)
-    # Of an image no more than these can be among the highest of all.
     highest = np.partition(pixels, first, axis=1)[:, first:]
-    defects = [np.sort(anomaly_map[mask]) for anomaly_map, mask in zip(maps, masks, strict=True)]
+    order = np.argsort(-highest, axis=None)
+    # A pixel counts by its place among all of these, so that the mean recall at each is computed once.
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    place = place.reshape(highest.shape)
+    recall = sum(_recalls(highest.ravel()[order], maps, masks)) / len(maps)
+    weights = _weights(count, good.size, fpr_bounds)
     drawn = np.random.default_rng(seed).integers(len(good), size=(resamples, len(good)))
-    means = []
-    for chosen in drawn:
-        pooled = highest[chosen].ravel()
-        means.append(_mean_recalls(np.partition(pooled, -count)[-count:], good.size, defects, fpr_bounds).mean())
+    means = [recall[np.sort(np.partition(place[chosen], count - 1, axis=None)[:count])] @ weights for chosen in drawn]
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
-def _mean_recalls(
-    highest: np.ndarray, pixels: int, defects: Sequence[np.ndarray], fpr_bounds: tuple[float, float]
-) -> np.ndarray:
-    """Return the area under the per-image overlap of each defect.
-
-    highest: (T,) the highest of so many pixels of good images, as many as the upper bound lets pass.
-    defects: ascending scores of the pixels of each image's defect.
-    """
+def _weights(count: int, pixels: int, fpr_bounds: tuple[float, float]) -> np.ndarray:
+    """Return what the recall at each of the highest of so many pixels of good images adds to the area, (count,)."""
     lower, upper = fpr_bounds
-    highest = np.sort(highest)[::-1]
     # As a threshold falls past the k-th highest good pixel, the rate rises from (k - 1) / pixels to k / pixels.
-    rates = np.clip(np.arange(len(highest) + 1) / pixels, lower, upper)
-    weights = np.diff(np.log(rates)) / np.log(upper / lower)
-    missed = [np.searchsorted(d, highest, side="left") + np.searchsorted(d, highest, side="right") for d in defects]
-    return np.array([(1 - m / (2 * len(d))) @ weights for m, d in zip(missed, defects, strict=True)])
+    rates = np.clip(np.arange(count + 1) / pixels, lower, upper)
+    return np.diff(np.log(rates)) / np.log(upper / lower)
+
+
+def _recalls(highest: np.ndarray, maps: np.ndarray, masks: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the share of each image's defect that lies above each of the highest good pixels (T,), ties half."""
+    for anomaly_map, mask in zip(maps, masks, strict=True):
+        defect = np.sort(anomaly_map[mask])
+        missed = np.searchsorted(defect, highest, side="left") + np.searchsorted(defect, highest, side="right")
+        yield 1 - missed / (2 * len(defect))

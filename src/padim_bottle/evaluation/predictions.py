@@ -38,7 +38,7 @@ class Predictions:
         then count as normal), a good image may not have any other.
     unmasked: (N,) bool, True for a defective image whose mask is not known, or None: all are known. Pixel metrics
         leave such an image out.
-    area: (H, W) bool, the pixels that count in pixel metrics, or None: all do. No mask marks any other.
+    area: (H, W) bool, the pixels that count in pixel metrics, or None: all do. Masks are cut to it.
 
     Raises ValueError for shapes that do not fit together and UserError, naming the first image at fault,
     for scores that are not finite and for ground truth that contradicts itself.
@@ -73,9 +73,8 @@ class Predictions:
         if maps is not None and masks is not None and maps.shape != masks.shape:
             raise ValueError(f"anomaly_maps {maps.shape} and masks {masks.shape} differ in shape")
 
-        if self.area is not None and masks is not None and masks[:, ~self.area].any():
-            raise ValueError("masks mark pixels that do not count")
-
+        if self.area is not None and masks is not None:
+            object.__setattr__(self, "masks", masks & self.area)
         self._refuse(~np.isfinite(self.scores), "its anomaly score is not a finite number")
         self._refuse(
             self.labels != (np.array(self.defect_types) != GOOD),

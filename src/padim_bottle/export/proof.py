@@ -221,7 +221,7 @@ def _metrics(
             labels=np.array([name != GOOD for name in types]),
             scores=np.array([prediction.score for prediction in predictions]),
             anomaly_maps=np.stack([prediction.anomaly_map for prediction in predictions]),
-            masks=np.stack([_mask(mask, size) for mask in masks]) & (True if area is None else area),
+            masks=np.stack([_mask(mask, size) for mask in masks]),
             area=area,
         ),
         # Scores are raw here, maps normalised: that changes no metric, because normalising keeps the order.

@@ -18,7 +18,7 @@ def batch_predictions(outputs: Any, data: DataDescription, area: np.ndarray | No
     Args:
         outputs: of the model's test step, with anomaly maps.
         data: what the test images are.
-        area: (H, W), the pixels that count; of all masks what lies outside is left out.
+        area: (H, W), the pixels that count.
     """
     maps = outputs.anomaly_map.detach().float().cpu().numpy()
     maps = maps.reshape(len(maps), *maps.shape[-2:])
@@ -30,7 +30,7 @@ def batch_predictions(outputs: Any, data: DataDescription, area: np.ndarray | No
         # As float64 the file holds every digit: >= threshold gives the same labels again.
         scores=outputs.pred_score.detach().flatten().double().cpu().numpy(),
         anomaly_maps=maps,
-        masks=masks.reshape(maps.shape) & (True if area is None else area),
+        masks=masks.reshape(maps.shape),
         unmasked=np.array([path in data.unmasked for path in outputs.image_path], dtype=bool),
         area=area,
     )

@@ -226,15 +226,14 @@ def _fit_and_score(
             scores.append(output.pred_score.flatten().cpu())
             maps.append(output.anomaly_map[:, 0].cpu())
     types = [photos.kind(index - count) if index >= count else GOOD for index in split.shown.tolist()]
-    masks, area = features.masks(split.shown), area_of(model)
     predictions = Predictions(
         image_paths=[str(photos.paths[index % count]) for index in split.shown],
         defect_types=types,
         labels=np.array(types) != GOOD,
         scores=torch.cat(scores).numpy(),
         anomaly_maps=torch.cat(maps).float().numpy(),
-        masks=masks if area is None else masks & area,
-        area=area,
+        masks=features.masks(split.shown),
+        area=area_of(model),
     )
     rule = getattr(model.post_processor, "rule", None)
     metrics = evaluate(predictions, Thresholds(rule and rule.threshold, None, "leave-one-out"))
