@@ -4,6 +4,7 @@ import hashlib
 import platform
 import subprocess
 import sys
+from datetime import datetime, timezone
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,18 @@ CORE = (
     "evaluation", "runs", "experiment",
 )  # fmt: skip
 """What the numbers of a run come from."""
+
+
+def describe(device: torch.device, run: str) -> dict[str, Any]:
+    """Return what ``metrics.json`` has of the environment; the arguments are those of ``peak_memory``."""
+    return {
+        "peak_memory_bytes": peak_memory(device, run),
+        "device": describe_device(device),
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "code_sha256": code_digest(),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
 
 
 def versions() -> dict[str, str]:

@@ -56,6 +56,12 @@ def run_thresholds(pl_module: LightningModule, datamodule: Any = None) -> Thresh
     return Thresholds(image, pixel, source)
 
 
+def run_p_values(pl_module: LightningModule, scores: np.ndarray) -> np.ndarray | None:
+    """Return the p-values (N,) of raw image scores (N,); ``None`` where the model is not calibrated."""
+    rule = getattr(pl_module.post_processor, "rule", None)
+    return None if rule is None else rule.p_values(scores)
+
+
 def area_of(pl_module: LightningModule) -> np.ndarray | None:
     """Return the pixels (H, W) that count for a model; ``None`` where all do."""
     area = getattr(pl_module.model, "area", None)

@@ -4,16 +4,13 @@ import contextlib
 import json
 import logging
 import re
-from collections.abc import Iterator
-from datetime import datetime, timezone
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch import Callback
 
 from padim_bottle.data.images import read_size
 from padim_bottle.data.photos import Photos
@@ -24,35 +21,34 @@ from padim_bottle.evaluation.predictions import Predictions, predictions_table
 from padim_bottle.files import sha256, write_whole
 from padim_bottle.model.area import check_aspect, read_area
 from padim_bottle.runs import environment
-from padim_bottle.runs.batches import batch_predictions, joined, to_pictures
+from padim_bottle.runs.batches import batch_predictions, joined, judged_batch, judged_training
 from padim_bottle.runs.changes import describe_changes
 from padim_bottle.runs.figure_data import DATA_FILE, save_data
 from padim_bottle.runs.folder import CHANGES_FILE, REFUSED_FILE, PartialRun
 from padim_bottle.runs.listener import JudgedImage, RunListener, default_listeners
 from padim_bottle.runs.loggers import log_results
+from padim_bottle.runs.phases import TimedPhases
 from padim_bottle.runs.record import (
     area_of,
     describe_calibration,
     describe_model,
     describe_weights,
+    run_p_values,
     run_seed,
     run_thresholds,
     training_table,
 )
 from padim_bottle.runs.run import Run
 from padim_bottle.runs.workspace import config_text, discard_workspace, take_checkpoint
-from padim_bottle.stages import READING, Stage, clock, since_start, stage
+from padim_bottle.stages import clock, stage
 
 logger = logging.getLogger(__name__)
-
-PHASES = ("train", "validate", "test", "draw", "evaluate", "report", "total")
-"""Of a run: their wall times hold all that is done within them."""
 
 ODDEST = 15
 """Of a folder of photos, this many training photos are drawn: those that look least like the others."""
 
 
-class ResultsWriter(Callback):
+class ResultsWriter(TimedPhases):
     """Writes ``<root>/<experiment>/seed_<n>/`` once a model was trained and tested, from YAML or Python alike.
 
     Works with any data module of anomalib's with a table of samples. A calibrated model needs no test images: without
@@ -91,6 +87,7 @@ class ResultsWriter(Callback):
                 f"experiment: '{experiment}' cannot name a folder; use letters, digits, '_', '-' and '.', and do not "
                 "begin with '.'."
             )
+        super().__init__()
         self.experiment = experiment
         self.root = Path(root)
         self.images = images
@@ -107,7 +104,6 @@ class ResultsWriter(Callback):
         self._writing: Any = None
         self._partial: Any = None
         self._listeners: list[RunListener] = []
-        self._before: Stage | None = None
 
     # --- Lightning's hooks, in the order in which they are called ---
 
@@ -125,10 +121,7 @@ class ResultsWriter(Callback):
         self._listeners = [callback for callback in trainer.callbacks if isinstance(callback, RunListener)]
         self._listeners = self._listeners or default_listeners(self.images, self.report)
         self.metrics, self.refused = None, None
-        # The first run of a process has waited for the imports.
-        self._before = None if clock.stages else since_start()
-        clock.restart()
-        clock.begin("total")
+        self.start_clock()
         if self.previous is not None:
             Run.read(self.previous)  # before the work: whether it can be compared
         environment.start_measuring(trainer.strategy.root_device)
@@ -148,31 +141,6 @@ class ResultsWriter(Callback):
                 "add some, or use padim_bottle.Padim with calibration: true."
             )
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock of the training phase, which waits for photos where it does nothing else."""
-        clock.begin("train")
-        clock.begin(READING)
-
-    def on_train_batch_start(self, *args: Any) -> None:
-        """Note that the photos are there."""
-        clock.end(READING)
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Note that more are waited for."""
-        clock.begin(READING)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock of the validation phase."""
-        clock.begin("validate")
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock of the validation phase."""
-        clock.end("validate")
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock of the training phase."""
-        clock.end("train")
-
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write everything where there is nothing to test on: Lightning passes over such a test."""
         if not self._data.defect_types:
@@ -181,8 +149,7 @@ class ResultsWriter(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Get ready to collect predictions and to draw them beside the test loop."""
-        clock.begin("test")
-        clock.begin(READING)
+        super().on_test_start(trainer, pl_module)
         self._begin(trainer, pl_module)
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -191,46 +158,30 @@ class ResultsWriter(Callback):
         for listener in self._listeners:
             listener.on_run_start(self._partial, self._thresholds, pl_module)
 
-    def on_test_batch_start(self, *args: Any) -> None:
-        """Note that the photos are there."""
-        clock.end(READING)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        *args: Any,
-    ) -> None:
+    def on_test_batch_end(self, *args: Any) -> None:
         """Collect a batch's raw predictions and hand them on."""
+        _trainer, pl_module, outputs, *_ = args
         self._take(pl_module, outputs)
-        clock.begin(READING)
+        super().on_test_batch_end(*args)
 
     def _take(self, pl_module: LightningModule, outputs: Any) -> None:
         if outputs.anomaly_map is None:
             raise UserError(f"{type(pl_module).__name__} gives no anomaly maps, which the results are made from.")
         predictions = batch_predictions(outputs, self._data, area_of(pl_module))
         self._batches.append(predictions)
-        watching = self._watching()
-        if not watching:
-            return
-        maps, masks = predictions.pixels()
-        p_values = _p_values(pl_module, predictions.scores)
         with stage("draw"):
-            for i, picture in enumerate(to_pictures(outputs.image)):
-                path = predictions.image_paths[i]
-                name = Path(predictions.defect_types[i], Path(path).name)
-                mask = None if path in self._data.unmasked else masks[i]
-                p_value = None if p_values is None else float(p_values[i])
-                judged = JudgedImage(name, picture, maps[i], mask, float(predictions.scores[i]), p_value)
-                for listener in watching:
-                    listener.on_run_image(judged)
+            self._show(judged_batch(outputs, predictions, run_p_values(pl_module, predictions.scores)))
+
+    def _show(self, images: Iterable[JudgedImage]) -> None:
+        """Hand images to the listeners that want some; where none does, they are not even made."""
+        watching = [listener for listener in self._listeners if listener.wants_images]
+        for judged in images if watching else ():
+            for listener in watching:
+                listener.on_run_image(judged)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate, write everything, and give the folder its name."""
-        clock.end("test")
+        super().on_test_end(trainer, pl_module)
         self._finish(trainer, pl_module)
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -243,8 +194,7 @@ class ResultsWriter(Callback):
             self._batches = []  # they would take as much memory again
             metrics = evaluate(predictions, self._thresholds)
 
-        p_values = _p_values(pl_module, predictions.scores)
-        table = predictions_table(predictions, self._thresholds, p_values)
+        table = predictions_table(predictions, self._thresholds, run_p_values(pl_module, predictions.scores))
         table.to_csv(self._partial / "predictions.csv", index=False)
         self._refuse(trainer.datamodule, table)
         config = config_text(trainer)
@@ -296,17 +246,8 @@ class ResultsWriter(Callback):
         if table is None:
             return
         table.to_csv(self._partial / "training_photos.csv", index=False)
-        if not self._watching() or not isinstance(trainer.datamodule, Photos):
-            return
-        oddest, data = table.head(ODDEST), trainer.datamodule.train_data
-        maps = pl_module.leave_one_out_maps(list(oddest.index)).float().cpu().numpy()
-        row_of = {path: row for row, path in enumerate(data.samples["image_path"])}
-        for photo, anomaly_map in zip(oddest.itertuples(), maps, strict=True):
-            picture = (data[row_of[photo.image_path]].image * 255).round().byte().permute(1, 2, 0).numpy()
-            name = Path("train", Path(photo.image_path).name)
-            judged = JudgedImage(name, picture, anomaly_map, None, photo.score, photo.p_value)
-            for listener in self._watching():
-                listener.on_run_image(judged)
+        if isinstance(trainer.datamodule, Photos):
+            self._show(judged_training(table.head(ODDEST), trainer.datamodule.train_data, pl_module))
 
     def _header(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         data, area = self._data.as_dict(), area_of(pl_module)
@@ -325,25 +266,14 @@ class ResultsWriter(Callback):
             "calibration": describe_calibration(pl_module),
             "seconds": {},  # known when all is done, and so is
             "profile": {},
-            "peak_memory_bytes": environment.peak_memory(pl_module.device, str(self.folder)),
             "checkpoint_bytes": (self._partial / "model.ckpt").stat().st_size,
-            "device": environment.describe_device(pl_module.device),
-            "versions": environment.versions(),
             "features_from_seed": self.features_from_seed,
-            "git_commit": environment.git_commit(),
-            "code_sha256": environment.code_digest(),
             "config_sha256": sha256(self._partial / "config.yaml"),
-            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **environment.describe(pl_module.device, str(self.folder)),
         }
 
     def _write_metrics(self) -> None:
-        ended = {name: round(told.seconds, 3) for name, told in clock.stages.items() if told.seconds}
-        self.metrics["seconds"] = {name: ended[name] for name in PHASES if name in ended}
-        before = {} if self._before is None else {"start": self._before}
-        self.metrics["profile"] = {
-            name: {"seconds": round(told.own_seconds, 3), "cpu_seconds": round(told.own_cpu_seconds, 3)}
-            for name, told in {**before, **clock.stages}.items()
-        }
+        self.metrics |= self.times()
         # Renamed, so that a disk that is full the second time leaves what was written the first time.
         write_whole(self._partial / "metrics.json", json.dumps(self.metrics, indent=2, allow_nan=False) + "\n")
 
@@ -368,14 +298,9 @@ class ResultsWriter(Callback):
             write_whole(self._partial / CHANGES_FILE, text + "\n")
 
     def _write_figure_data(self, pl_module: LightningModule, predictions: Predictions) -> None:
-        model = pl_module.model
-        save_data(
-            self._partial / DATA_FILE,
-            predictions,
-            self._thresholds,
-            scored_mean=_to_numpy(getattr(model, "scored_mean", None)),
-            scored_std=_to_numpy(getattr(model, "scored_std", None)),
-        )
+        scored = (getattr(pl_module.model, name, None) for name in ("scored_mean", "scored_std"))
+        arrays = (np.empty(0) if values is None else values.detach().float().cpu().numpy() for values in scored)
+        save_data(self._partial / DATA_FILE, predictions, self._thresholds, *arrays)
 
     @contextlib.contextmanager
     def _spared(self, what: str) -> Iterator[None]:
@@ -387,15 +312,3 @@ class ResultsWriter(Callback):
                 "%s could not be made for %s (%s: %s). Everything else of the run is there.",
                 what, self.folder, type(error).__name__, error,
             )  # fmt: skip
-
-    def _watching(self) -> list[RunListener]:
-        return [listener for listener in self._listeners if listener.wants_images]
-
-
-def _p_values(pl_module: LightningModule, scores: np.ndarray) -> np.ndarray | None:
-    rule = getattr(pl_module.post_processor, "rule", None)
-    return None if rule is None else rule.p_values(scores)
-
-
-def _to_numpy(values: torch.Tensor | None) -> np.ndarray:
-    return np.empty(0, np.float32) if values is None else values.detach().float().cpu().numpy()
