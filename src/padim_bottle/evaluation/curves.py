@@ -195,10 +195,11 @@ def aupimo_interval(
     highest = np.partition(pixels, first, axis=1)[:, first:]
     order = np.argsort(-highest, axis=None)
     # A pixel counts by its place among all of these, so that the mean recall at each is computed once.
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    place = place.reshape(highest.shape)
-    recall = sum(_recalls(highest.ravel()[order], maps, masks)) / len(maps)
+    place = np.empty(highest.shape, dtype=np.int64)
+    place.flat[order] = np.arange(order.size)
+    recall = np.zeros(order.size)
+    for of_image in _recalls(highest.ravel()[order], maps, masks):
+        recall += of_image / len(maps)
     weights = _weights(count, good.size, fpr_bounds)
     drawn = np.random.default_rng(seed).integers(len(good), size=(resamples, len(good)))
     means = [recall[np.sort(np.partition(place[chosen], count - 1, axis=None)[:count])] @ weights for chosen in drawn]
