@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 from padim_bottle.commands.command_line import run_verb
+from padim_bottle.experiment.config import ExperimentConfig
 from padim_bottle.experiment.train import build, train
 from padim_bottle.runs.record import run_seed
 
@@ -76,7 +77,7 @@ def test_the_weights_are_those_of_our_folder(write, random_weights, name):
     config = yaml.safe_load(path.read_text())
     config["model"]["init_args"] = {"backbone": "resnet18", "layers": ["layer1", "layer2", "layer3"]}
     path.write_text(yaml.safe_dump(config))
-    cli = build(path, seed=1)
+    cli = build(ExperimentConfig(path).choose(1))
     ours = load_file(random_weights / "resnet18.a1_in1k" / "model.safetensors")["layer1.0.conv1.weight"]
     found = [value for key, value in cli.model.state_dict().items() if key.endswith("layer1.0.conv1.weight")]
     assert any(torch.equal(value, ours) for value in found)
@@ -95,4 +96,4 @@ def test_weights_that_are_nowhere_are_one_line(write, monkeypatch, tmp_path, err
 def test_an_unseeded_run_is_known_as_one(write, monkeypatch, value):
     monkeypatch.setenv("PL_GLOBAL_SEED", "42")
     torch.manual_seed(42)  # as an earlier, seeded run in this process leaves it
-    assert run_seed(build(write("Dfm", seed_everything=value)).model) is None
+    assert run_seed(build(ExperimentConfig(write("Dfm", seed_everything=value))).model) is None

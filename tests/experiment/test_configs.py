@@ -12,6 +12,7 @@ from small import NAME, small_config, write_config
 
 from padim_bottle.commands.command_line import run_verb
 from padim_bottle.data.synthetic import write_bottles
+from padim_bottle.experiment.config import ExperimentConfig
 from padim_bottle.experiment.train import build, train
 from padim_bottle.runs.table import read_runs
 
@@ -196,7 +197,7 @@ def test_one_seed_decides_everything_also_for_the_control(bottles, random_weight
     monkeypatch.setattr("padim_bottle.data.mvtec.verify_category", lambda *_: "unverified")
     chosen = []
     for seed in (5, 5, 6):
-        cli = build(ROOT / "configs" / "padim_resnet18_anomalib.yaml", seed=seed)
+        cli = build(ExperimentConfig(ROOT / "configs" / "padim_resnet18_anomalib.yaml").choose(seed))
         chosen.append(cli.model.model.idx.tolist())
     assert chosen[0] == chosen[1] != chosen[2]
 

@@ -15,6 +15,7 @@ from small import NAME, ROOT, small_config, write_config
 
 from padim_bottle.commands.command_line import run_verb
 from padim_bottle.errors import UserError
+from padim_bottle.experiment.config import ExperimentConfig
 from padim_bottle.experiment.train import build, train
 from padim_bottle.sweep import driver as sweeps
 from padim_bottle.sweep.feature_cache import FeatureCache
@@ -338,7 +339,7 @@ def test_every_run_is_in_one_shard(workplace, capsys):
 def test_features_that_do_not_fit_the_batches_are_an_error(workplace):
     import torch
 
-    experiment = build(Path("small.yaml"), seed=0, quiet=True)
+    experiment = build(ExperimentConfig(Path("small.yaml")).choose(0), quiet=True)
     cache, network = FeatureCache(), experiment.model.model
     with cache.shared(experiment) as seed:
         assert seed is None
@@ -354,7 +355,7 @@ def test_features_that_do_not_fit_the_batches_are_an_error(workplace):
 def test_a_run_that_fails_leaves_no_features_and_nothing_replaced(workplace):
     import torch
 
-    experiment = build(Path("small.yaml"), seed=0, quiet=True)
+    experiment = build(ExperimentConfig(Path("small.yaml")).choose(0), quiet=True)
     cache, before = FeatureCache(), dict(vars(experiment.datamodule))
 
     def fail():

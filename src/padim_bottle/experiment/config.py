@@ -70,7 +70,9 @@ class ExperimentConfig:
         place, name = self._seed_settings()
         return place[name]
 
-    def choose(self, seed: int | None = None, experiment: str | None = None, results: Path | None = None) -> None:
+    def choose(
+        self, seed: int | None = None, experiment: str | None = None, results: Path | None = None
+    ) -> "ExperimentConfig":
         """Override the seed, the name of the results folder, and the folder of all results; ``None`` leaves them."""
         if seed is not None:
             place, name = self._seed_settings()
@@ -79,6 +81,7 @@ class ExperimentConfig:
             self.writer_settings.experiment = experiment
         if results is not None:
             self.writer_settings.root = str(results)
+        return self
 
     def config_sha256(self) -> str:
         """Return the ``config_sha256`` that a run writes to ``metrics.json``."""

@@ -69,31 +69,18 @@ def train(
     Raises:
         UserError: a mistake that the user can mend.
     """
-    built = build(config, overrides, seed, experiment, results)
+    built = build(ExperimentConfig(config, overrides).choose(seed, experiment, results))
     if built.results_writer is not None:
         built.results_writer.previous = previous
     run(built)
     return built
 
 
-def build(
-    config: Path,
-    overrides: Sequence[str] = (),
-    seed: int | None = None,
-    experiment: str | None = None,
-    results: Path | None = None,
-    *,
-    quiet: bool = False,
-    workplace: Path | None = None,
-) -> Experiment:
-    """Parse a config, apply its seed, and build data, model, callbacks and engine.
+def build(parsed: ExperimentConfig, *, quiet: bool = False, workplace: Path | None = None) -> Experiment:
+    """Apply a config's seed, and build data, model, callbacks and engine.
 
     Args:
-        config: as in ``train``, and so the next four.
-        overrides: as in ``train``.
-        seed: as in ``train``.
-        experiment: as in ``train``.
-        results: as in ``train``.
+        parsed: the config.
         quiet: print neither progress bars nor a summary.
         workplace: Lightning's working folder instead of the config's, which is recorded all the same.
 
@@ -103,14 +90,12 @@ def build(
     if not gc.get_freeze_count():
         # What was loaded stays: the garbage collector then skips those million objects.
         gc.freeze()
-    parsed = ExperimentConfig(config, overrides)
-    parsed.choose(seed, experiment, results)
     apply_seed(parsed.seed, optional="seed" not in parsed.settings.model.init_args)
     chosen = parsed.settings.model
     if chosen.class_path.startswith("padim_bottle.") and chosen.init_args.pre_trained:
         # Here and not only where the model is built: jsonargparse would turn the error into one of its own.
         locate_weights(chosen.init_args.backbone)
-    with in_one_line(config), weights_for_timm() as found:
+    with in_one_line(parsed.path), weights_for_timm() as found:
         built = parsed.parser.instantiate_classes(parsed.settings)
     if found:
         built.model.weights = found[0]

@@ -77,6 +77,7 @@ def train_group(
     """
     with quiet_imports():
         from padim_bottle.experiment import train
+        from padim_bottle.experiment.config import ExperimentConfig
         from padim_bottle.sweep.feature_cache import FeatureCache
 
     cache = FeatureCache(cache_folder)
@@ -85,9 +86,8 @@ def train_group(
         failure: Exception | None = None
         experiment: Any = None
         try:
-            experiment = train.build(
-                run.config, run.overrides, run.seed, run.experiment, run.root, quiet=True, workplace=workplace
-            )
+            parsed = ExperimentConfig(run.config, run.overrides).choose(run.seed, run.experiment, run.root)
+            experiment = train.build(parsed, quiet=True, workplace=workplace)
             experiment.results_writer.root = results or run.root
             with cache.shared(experiment) as seed:
                 experiment.results_writer.features_from_seed = seed
