@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from recorded_runs import add_training_photos, without_test_images, write_run
 
+from padim_bottle.compare.comparison import Comparison
 from padim_bottle.compare.seeds_page import write_sweep_report
 from padim_bottle.report.reference_thresholds import reference_thresholds
 from padim_bottle.report.run_report import write_report
@@ -252,7 +253,7 @@ def test_training_photos_are_shown_on_a_phone_too(tested, open_page, tmp_path):
 
 def test_a_sweeps_report_leads_to_its_runs(open_page, run):
     experiment = run.folder.parent
-    write_sweep_report([experiment], experiment)
+    write_sweep_report(Comparison([experiment]), experiment)
     page = open_page(experiment, width=360)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     page.get_by_role("link", name="seed 0").click()

@@ -12,6 +12,7 @@ from PIL import Image
 from recorded_runs import add_training_photos, without_test_images, write_run
 
 from padim_bottle.commands.command_line import run_verb
+from padim_bottle.compare.comparison import Comparison
 from padim_bottle.compare.seeds_page import write_sweep_report
 from padim_bottle.errors import UserError
 from padim_bottle.model.rule import Rule, false_alarm_range
@@ -307,7 +308,7 @@ def test_a_folder_without_runs_is_an_error_for_people(exists, tmp_path, capsys):
     assert run_verb("report", [str(folder)]) == 2
     assert capsys.readouterr().err.startswith("error: There is no")
     with pytest.raises(UserError):
-        write_sweep_report([folder], tmp_path)
+        write_sweep_report(Comparison([folder]), tmp_path)
 
 
 def test_a_trained_run_has_a_report_of_its_own_thresholds(run_folder, monkeypatch):

@@ -14,6 +14,7 @@ def report(*folders: Path) -> None:
     Args:
         folders (FOLDER): a run (results/<experiment>/seed_<n>), an experiment (results/<experiment>), or all (results)
     """
+    from padim_bottle.compare.comparison import Comparison
     from padim_bottle.compare.seeds_page import write_sweep_report
     from padim_bottle.report.run_report import write_report
 
@@ -23,7 +24,7 @@ def report(*folders: Path) -> None:
         if (folder / "metrics.json").is_file():
             print(write_report(folder))
         else:
-            print(write_sweep_report(_experiments(folder), folder))
+            print(write_sweep_report(Comparison(_experiments(folder)), folder))
 
 
 def _experiments(folder: Path) -> list[Path]:

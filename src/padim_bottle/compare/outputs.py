@@ -6,28 +6,23 @@ from pathlib import Path
 import pandas as pd
 
 from padim_bottle.compare.categories import by_category
-from padim_bottle.compare.figure import draw_comparison
-from padim_bottle.compare.maps import draw_maps
+from padim_bottle.compare.comparison import Comparison
 from padim_bottle.compare.markdown import report
 from padim_bottle.compare.statistics import mean_rows
 from padim_bottle.errors import UserError
 from padim_bottle.files import write_whole
 from padim_bottle.report.gallery import render
-from padim_bottle.runs.table import FinishedRuns, read_runs
 
 
-def write_comparison(
-    folders: Sequence[str | Path], output: str | Path | None = None, runs: FinishedRuns | None = None
-) -> Path:
+def write_comparison(compared: Sequence[str | Path] | Comparison, output: str | Path | None = None) -> Path:
     """Write ``summary.csv``, ``summary.md`` and ``comparison.png`` on the finished runs of some experiments.
 
     Where the runs kept their pictures, ``side_by_side.png`` shows the experiments' maps of the hardest images; where
     models were run on several categories, ``categories.csv`` has a row for each and their mean.
 
     Args:
-        folders: experiments' folders, ``<results>/<experiment>``.
+        compared: experiments' folders, ``<results>/<experiment>``, or what was read from them.
         output: where to write; if not given, the folder that holds them, or of one experiment its own.
-        runs: what ``read_runs`` read from the folders, where that is known.
 
     Returns:
         Path of ``summary.md``.
@@ -35,8 +30,10 @@ def write_comparison(
     Raises:
         UserError: a folder that is not there or without a finished run, an output that cannot be written.
     """
-    runs = runs or read_runs(folders)
-    output = Path(output) if output is not None else _common_folder(folders)
+    if not isinstance(compared, Comparison):
+        compared = Comparison(compared)
+    runs = compared.runs
+    output = Path(output) if output is not None else _common_folder(compared.folders)
     # The rows of runs, and below each experiment's a row of their means.
     table = pd.concat([runs.table.assign(row="run"), mean_rows(runs.table).assign(row="mean")])
     order = table["experiment"].map({name: i for i, name in enumerate(table["experiment"].unique())})
@@ -44,12 +41,11 @@ def write_comparison(
     table.insert(1, "row", table.pop("row"))
     files = {
         "summary.csv": table.to_csv(index=False),
-        "comparison.png": render(draw_comparison(runs.table), "png"),
+        "comparison.png": render(compared.figure, "png"),
         "summary.md": report(runs),
     }
-    maps = draw_maps(runs.table)
-    if maps is not None:
-        files["side_by_side.png"] = render(maps[-1], "png")
+    if compared.maps is not None:
+        files["side_by_side.png"] = compared.maps.png
     categories = by_category(runs.table)
     if len(categories):
         files["categories.csv"] = categories.to_csv(index=False)

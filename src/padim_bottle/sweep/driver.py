@@ -119,17 +119,17 @@ def _record_failure(outcome: Outcome) -> None:
 
 
 def _compare(runs: Sequence[Run]) -> None:
+    from padim_bottle.compare.comparison import Comparison
     from padim_bottle.compare.outputs import write_comparison
-    from padim_bottle.runs.table import read_runs
 
     folders = sorted({run.folder.parent for run in runs if run.folder.is_dir()})
     if folders:
-        found = read_runs(folders)
-        summary = write_comparison(folders, runs=found)
+        compared = Comparison(folders)
+        summary = write_comparison(compared)
         print(summary)
         try:
             from padim_bottle.compare.seeds_page import write_sweep_report
 
-            print(write_sweep_report(folders, summary.parent, found))
+            print(write_sweep_report(compared, summary.parent))
         except Exception as error:  # the numbers are in the summary
             print(f"report.html could not be written: {type(error).__name__}: {error}", file=sys.stderr)
