@@ -2,7 +2,7 @@
 
 import torch
 from anomalib.engine import Engine
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 
 from padim_bottle import MVTecAD, Padim
 
@@ -36,6 +36,7 @@ def small_padim(**kwargs):
 
 
 def run(model, bottles, folder, **data):
+    """Train and test a model with anomalib's engine; most tests need no more than ``fit`` and ``predict``."""
     recorder = Recorder()
     datamodule = MVTecAD(root=bottles, num_workers=0, verify=False, train_batch_size=5, **data)
     engine = Engine(
@@ -46,9 +47,39 @@ def run(model, bottles, folder, **data):
     return recorder.collected(), engine
 
 
-def training_images(model, bottles):
-    """Return the training images as the network sees them."""
+def images_and_paths(model, bottles, part="train_data"):
+    """Return images as the network sees them, and where they lie."""
     datamodule = MVTecAD(root=bottles, num_workers=0, verify=False)
     datamodule.setup()
     resize, normalise = model.pre_processor.transform.transforms
-    return torch.stack([normalise(resize(item.image)) for item in datamodule.train_data])
+    items = list(getattr(datamodule, part))
+    return torch.stack([normalise(resize(item.image)) for item in items]), [item.image_path for item in items]
+
+
+def training_images(model, bottles):
+    return images_and_paths(model, bottles)[0]
+
+
+def fit(model, bottles):
+    """Do what a trainer has a model do in training; return the model, ready to judge."""
+    images, paths = images_and_paths(model, bottles)
+    model.on_train_start()
+    with torch.no_grad():
+        model.collect(model.model.features(images), images, paths)
+        model.fit()
+    return model.eval()
+
+
+def predict(model, bottles):
+    """Return raw scores (N,) and maps (N, H, W) of the test images, in the order of the data module."""
+    with torch.no_grad():
+        found = model.eval().model(images_and_paths(model, bottles, "test_data")[0])
+    return {"scores": found.pred_score.flatten(), "maps": found.anomaly_map[:, 0]}
+
+
+def saved(model, path):
+    """Write the checkpoint that a training would; return its path."""
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(path)
+    return path

@@ -1,14 +1,13 @@
 """An area of the photos that counts: what lies outside has no Gaussians, no score and no metric."""
 
 import json
-import os
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from small_padim import run, small_padim, training_images
+from small_padim import fit, predict, small_padim, training_images
 
 from padim_bottle.errors import UserError
 from padim_bottle.evaluation.metrics import evaluate
@@ -77,16 +76,19 @@ def test_a_position_counts_where_any_of_its_pixels_does(shape):
 
 @pytest.fixture(scope="module")
 def trained(bottles, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("area")
-    model = small_padim(region=area_picture(folder / "region.png"))
-    recorded, _ = run(model, bottles, folder)
-    return model, recorded
+    picture = area_picture(tmp_path_factory.mktemp("area") / "region.png")
+    model = fit(small_padim(region=picture), bottles)
+    return model, predict(model, bottles)
 
 
-def test_outside_there_are_no_gaussians_and_maps_are_zero(trained, bottles, tmp_path):
-    model, recorded = trained
-    whole = small_padim()
-    recorded_whole, _ = run(whole, bottles, tmp_path)
+@pytest.fixture(scope="module")
+def without_area(bottles):
+    model = fit(small_padim(), bottles)
+    return model, predict(model, bottles)
+
+
+def test_outside_there_are_no_gaussians_and_maps_are_zero(trained, without_area):
+    (model, recorded), (whole, recorded_whole) = trained, without_area
     # 8 x 8 of 16 x 16 positions.
     assert model.model.gaussian.mean.shape[0] == 64 and whole.model.gaussian.mean.shape[0] == 256
     outside = ~model.model.area.numpy()
@@ -123,8 +125,8 @@ def test_what_happens_outside_says_nothing(trained, bottles):
 def test_an_area_goes_with_all_that_maps_are_made_of(bottles, tmp_path):
     picture = area_picture(tmp_path / "region.png")
     grids = {"grids": [["layer1"], ["layer1", "layer2", "layer3"]], "n_features": None, "share": [2, 1]}
-    model = small_padim(region=picture, image_score="distances", guided=3, damped=True, **grids)
-    recorded, _ = run(model, bottles, tmp_path)
+    model = fit(small_padim(region=picture, image_score="distances", guided=3, damped=True, **grids), bottles)
+    recorded = predict(model, bottles)
     assert [len(grid.gaussian.mean) for grid in model.model.grids] == [64, 6]
     outside = ~model.model.area.numpy()
     assert not recorded["maps"][:, outside].any() and recorded["maps"][:, ~outside].any()
@@ -137,12 +139,10 @@ def test_an_area_goes_with_all_that_maps_are_made_of(bottles, tmp_path):
         small_padim(region=picture, tolerance=1)
 
 
-def test_an_area_of_all_is_none(bottles, tmp_path):
-    whole, _ = run(small_padim(), bottles, tmp_path)
+def test_an_area_of_all_is_none(bottles, tmp_path, without_area):
     everything = area_picture(tmp_path / "region.png", slice(None), slice(None))
-    found, _ = run(small_padim(region=everything), bottles, tmp_path)
-    torch.testing.assert_close(found["scores"], whole["scores"])
-    torch.testing.assert_close(found["maps"], whole["maps"])
+    found = predict(fit(small_padim(region=everything), bottles), bottles)
+    torch.testing.assert_close(found, without_area[1])
 
 
 def test_metrics_are_those_of_the_pixels_inside():
@@ -171,7 +171,7 @@ def test_metrics_are_those_of_the_pixels_inside():
 
 
 @pytest.mark.slow
-def test_a_run_its_exports_and_its_report_know_the_area(bottles, tmp_path, monkeypatch, capsys):
+def test_a_run_its_exports_and_its_report_know_the_area(bottles, run_folder, tmp_path):
     from small import small_config, write_config
 
     from padim_bottle.commands.command_line import run_verb
@@ -202,6 +202,5 @@ def test_a_run_its_exports_and_its_report_know_the_area(bottles, tmp_path, monke
     assert report["passed"]
     for figures in report["metrics"].values():
         assert figures["pixel_AUPRO"] == pytest.approx(metrics["pixel_AUPRO"], abs=1e-3)
-    whole = run_verb("train", [*map(str, words[:-2]), "--results", str(tmp_path), "--experiment", "whole"])
-    size = os.path.getsize(tmp_path / "whole" / "seed_42" / "model.ckpt")  # noqa: PTH202
-    assert whole == 0 and metrics["checkpoint_bytes"] < size
+    # The same model of the whole photo.
+    assert metrics["checkpoint_bytes"] < (run_folder / "model.ckpt").stat().st_size
