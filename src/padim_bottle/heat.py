@@ -105,13 +105,22 @@ def _unit(picture: Picture) -> float:
 
 
 def write_png(path: Path, array: Picture) -> None:
-    """Write a grey ``(H, W)`` or RGB ``(H, W, 3)`` uint8 picture; the file appears whole or not at all.
+    """Write a picture as ``encode_png`` takes it; the file appears whole or not at all.
 
     Folders that are missing are made. An existing file is replaced.
 
     Raises:
-        ValueError: if the array is no such picture.
+        ValueError: as ``encode_png``.
         OSError: if the file cannot be written.
+    """
+    write_whole(Path(path), encode_png(array))
+
+
+def encode_png(array: Picture) -> bytes:
+    """Return a grey ``(H, W)`` or RGB ``(H, W, 3)`` uint8 picture as a PNG file: the same bytes for the same picture.
+
+    Raises:
+        ValueError: if the array is no such picture.
     """
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
         raise ValueError(f"a picture is uint8 (H, W) or (H, W, 3), not {array.dtype} {array.shape}")
@@ -119,4 +128,4 @@ def write_png(path: Path, array: Picture) -> None:
     # One fixed filter is nearly twice as fast as the default and files are hardly larger.
     settings = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
     _, encoded = cv2.imencode(".png", bgr, settings)
-    write_whole(Path(path), encoded.tobytes())
+    return bytes(encoded)

@@ -3,18 +3,23 @@
 Everything is drawn from the run's files, so figures can be drawn again at any time.
 """
 
+import contextlib
 import html
 import io
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from padim_bottle.files import write_whole
+from padim_bottle.heat import encode_png
 from padim_bottle.report.photo_figures import draw_began_with, draw_calibration_maps, draw_hardest_images
 from padim_bottle.report.score_figures import (
     Drawing,
@@ -87,11 +92,29 @@ def save_figures(figures: Sequence[RunFigure], folder: Path) -> None:
 
 def render(figure: Figure, kind: str) -> bytes:
     """Return the bytes of a figure as ``png`` or ``svg``: the same bytes for the same figure."""
-    buffer = io.BytesIO()
     if kind == "png":
-        figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None}, pil_kwargs={"compress_level": 1})
-    else:
-        # The salt of the names within an SVG is a setting of the whole process.
-        with _SAVING, matplotlib.rc_context({"svg.hashsalt": "padim_bottle"}):
-            figure.savefig(buffer, format="svg", dpi=_DPI, metadata={"Date": None})
+        figure.set_dpi(_DPI)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        return encode_png(np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3]))
+    buffer = io.BytesIO()
+    with _svg_settings():
+        figure.savefig(buffer, format="svg", dpi=_DPI, metadata={"Date": None})
     return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _svg_settings() -> Iterator[None]:
+    """Name what is in an SVG by no random salt, and spend no time on pressing its images: settings of the process."""
+    save = Image.SAVE["PNG"]
+
+    def save_quickly(image: Image.Image, file: IO[bytes], name: str | bytes) -> None:
+        image.encoderinfo.setdefault("compress_level", 1)
+        save(image, file, name)
+
+    with _SAVING, matplotlib.rc_context({"svg.hashsalt": "padim_bottle"}):
+        Image.register_save("PNG", save_quickly)
+        try:
+            yield
+        finally:
+            Image.register_save("PNG", save)

@@ -140,13 +140,30 @@ def read_strip(path: Path) -> Image.Image:
     Raises:
         UserError: it is no such picture.
     """
+    return _opened_strip(path)[0]
+
+
+def strip_size(path: Path) -> tuple[int, int]:
+    """Return width and height of a strip; it is decoded at an eighth of them, which tells whether it is whole.
+
+    Raises:
+        UserError: as ``read_strip``.
+    """
+    return _opened_strip(path, small=True)[1]
+
+
+def _opened_strip(path: Path, *, small: bool = False) -> tuple[Image.Image, tuple[int, int]]:
     try:
-        strip = Image.open(path).convert("RGB")
+        strip = Image.open(path)
+        size = strip.size
+        if small:
+            strip.draft("RGB", (1, 1))
+        strip = strip.convert("RGB")  # type: ignore[assignment]
     except OSError as error:
         raise UserError(f"{path} is no picture: it was damaged.") from error
-    if strip.width % 3:
+    if size[0] % 3:
         raise UserError(f"{path} is no picture of this run: its panels are not of one size.")
-    return strip
+    return strip, size
 
 
 def encode_jpeg(picture: Image.Image) -> bytes:

@@ -7,6 +7,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
 
 from padim_bottle.heat import Picture
@@ -31,7 +33,7 @@ def draw_calibration_maps(run: Run) -> Drawing:
     what = "anomaly map" if calibration.get("image_score", "map") == "map" else "distances"
     for axes, pixels, title in zip(panels, (mean, std), ("mean", "standard deviation"), strict=True):
         image = axes.imshow(pixels, cmap="inferno", interpolation="nearest")
-        axes.set_title(f"Good images: {title} of the {what}", fontsize=10)
+        axes.set_title(f"Good images: {title} of the {what}", fontsize=10, y=1.0)
         axes.set_axis_off()
         figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03).ax.tick_params(labelsize=8)
     used = calibration.get("position_calibration")
@@ -157,11 +159,12 @@ def _decision_and_map(photograph: Picture, heat: Picture, decision: Picture) -> 
 def _mosaic(tiles: Sequence[Sequence[Picture]], texts: Sequence[Sequence[str]]) -> Figure:
     """Lay pictures of one size out in rows, with text beneath each, as one image: that is faster."""
     columns = max(map(len, tiles))
-    # No more pixels than are printed.
-    width = min(tiles[0][0].shape[1], round(_WIDTH * _PIXELS / columns * 0.97))
+    # As many pixels as are printed, so that Matplotlib need not resize them.
+    page_width = _WIDTH * _PIXELS
+    gap = round(0.03 * page_width / columns)
+    width = (page_width - (columns - 1) * gap) // columns
     height = round(tiles[0][0].shape[0] * width / tiles[0][0].shape[1])
-    gap = round(0.03 * width)
-    page_width = columns * (width + gap) - gap
+    way = cv2.INTER_AREA if width < tiles[0][0].shape[1] else cv2.INTER_LINEAR
     below = round(0.34 * page_width / _WIDTH)  # two lines of text
     page = np.full((len(tiles) * (height + below), page_width, 3), 255, dtype=np.uint8)
     figure = Figure(figsize=(_WIDTH, _WIDTH * page.shape[0] / page_width))
@@ -169,10 +172,20 @@ def _mosaic(tiles: Sequence[Sequence[Picture]], texts: Sequence[Sequence[str]]) 
     for i, row in enumerate(tiles):
         for j, tile in enumerate(row):
             top, left = i * (height + below), j * (width + gap)
-            page[top : top + height, left : left + width] = cv2.resize(
-                tile, (width, height), interpolation=cv2.INTER_AREA
-            )
+            page[top : top + height, left : left + width] = cv2.resize(tile, (width, height), interpolation=way)
             axes.text(left, top + height + gap / 2, texts[i][j], fontsize=7, va="top", linespacing=1.3)
-    axes.imshow(page, aspect="auto")
+    axes.set(xlim=(-0.5, page_width - 0.5), ylim=(len(page) - 0.5, -0.5))
+    axes.add_artist(_Pixels(page))
     axes.set_axis_off()
     return figure
+
+
+class _Pixels(Artist):
+    """A picture that fills a figure pixel by pixel, where Matplotlib's own are resized at 32 bytes a pixel."""
+
+    def __init__(self, picture: Picture) -> None:
+        super().__init__()
+        self._rgba = cv2.cvtColor(picture, cv2.COLOR_RGB2RGBA)[::-1]
+
+    def draw(self, renderer: RendererBase) -> None:
+        renderer.draw_image(renderer.new_gc(), 0, 0, self._rgba)

@@ -25,7 +25,7 @@ from padim_bottle.report.html import (
     render_page,
     run_table,
 )
-from padim_bottle.report.panels import encode_jpeg, read_strip
+from padim_bottle.report.panels import encode_jpeg, read_strip, strip_size
 from padim_bottle.report.reference_thresholds import Reference, reference_thresholds, spell_alpha
 from padim_bottle.report.score_figures import is_skewed
 from padim_bottle.runs.changes import change_sentences
@@ -247,11 +247,11 @@ def _cards(run: Run, images: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _strip(path: Path, share: float) -> dict[str, Any]:
     """Return the panels of an image for a page, in ``share`` of their size."""
-    strip, content = read_strip(path), path.read_bytes()
+    (width, height), content = strip_size(path), path.read_bytes()
     if share < 1:
-        strip = strip.resize((round(strip.width * share), round(strip.height * share)), Image.Resampling.BOX)
-        content = encode_jpeg(strip)
-    return {"source": data_source("image/jpeg", content), "width": strip.width, "height": strip.height}
+        width, height = round(width * share), round(height * share)
+        content = encode_jpeg(read_strip(path).resize((width, height), Image.Resampling.BOX))
+    return {"source": data_source("image/jpeg", content), "width": width, "height": height}
 
 
 def _figure_source(stem: Path) -> str:

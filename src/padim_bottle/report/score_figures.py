@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
+from matplotlib.transforms import ScaledTranslation
 
 from padim_bottle.evaluation.curves import FPR_LIMIT
 from padim_bottle.evaluation.predictions import ALL_DEFECTS, GOOD
@@ -60,13 +61,13 @@ def draw_roc(run: Run) -> Drawing:
     found = np.stack([curve.true_positives, np.append(curve.true_positives[1:], 0)], axis=1).ravel()[::-1]
     fpr = np.concatenate([[0], alarms, [curve.negatives]]) / curve.negatives
     recall = np.concatenate([[0], found, [curve.positives]]) / curve.positives
-    figure, panels = _two_panels()
+    figure, panels = _two_panels("ROC")
     for axes in panels:
         axes.plot(fpr, recall, color=BLACK, linewidth=1.5, zorder=3)
         axes.set(xlabel="false-alarm rate", ylabel="recall (share of defects found)")
     panels[0].plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
-    panels[0].set(title="ROC", xlim=(-0.03, 1), ylim=(0, 1.03))
-    panels[1].set(title="its corner, enlarged", xlim=(-0.01, 0.3), ylim=(0.7, 1.01))
+    panels[0].set(xlim=(-0.03, 1), ylim=(0, 1.03))
+    panels[1].set(xlim=(-0.01, 0.3), ylim=(0.7, 1.01))
     _mark_thresholds(figure, panels, run, lambda c: (_rate(c, "false_positive", "true_negative"), _recall(c)))
     caption = (
         f"The share of defective images that are found against the share of good images that raise an alarm, over all "
@@ -84,7 +85,7 @@ def draw_precision_recall(run: Run) -> Drawing:
         return None
     recall = curve.true_positives / curve.positives
     precision = curve.true_positives / (curve.true_positives + curve.false_positives)
-    figure, panels = _two_panels()
+    figure, panels = _two_panels("Precision and recall")
     for axes in panels:
         # A step holds to the left: lower recall at this precision costs nothing.
         axes.step(
@@ -94,8 +95,8 @@ def draw_precision_recall(run: Run) -> Drawing:
         axes.set(xlabel="recall (share of defects found)", ylabel="precision")
     prevalence = curve.positives / (curve.positives + curve.negatives)
     panels[0].axhline(prevalence, color="0.6", linewidth=0.8, linestyle=":")
-    panels[0].set(title="Precision and recall", xlim=(0, 1.03), ylim=(0, 1.03))
-    panels[1].set(title="its corner, enlarged", xlim=(0.7, 1.01), ylim=(0.7, 1.01))
+    panels[0].set(xlim=(0, 1.03), ylim=(0, 1.03))
+    panels[1].set(xlim=(0.7, 1.01), ylim=(0.7, 1.01))
     _mark_thresholds(figure, panels, run, lambda c: (_recall(c), _rate(c, "true_positive", "false_positive")))
     caption = (
         f"What an alarm is worth against how many defects raise one, over all thresholds: average precision "
@@ -126,10 +127,11 @@ def draw_pro_curve(run: Run) -> Drawing:
         )  # fmt: skip
         axes.plot([], [], color=colour, linestyle=line, marker=marker, markersize=5, label=label)
     axes.set(
-        title="Per-region overlap", xlim=(0, FPR_LIMIT), ylim=(0, 1.01),
+        xlim=(0, FPR_LIMIT), ylim=(0, 1.01),
         xlabel="share of normal pixels called anomalous", ylabel="mean share of a defect's region that is found",
     )  # fmt: skip
     _tidy(axes, grid="both")
+    _place_words(figure, axes, "Per-region overlap", 26)
     axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9, labelspacing=1)
     caption = (
         "How much of a defect is outlined, as a mean over defects so that small ones count as much as large ones, "
@@ -230,7 +232,7 @@ def draw_confusion_matrix(run: Run) -> Drawing:
                 axes.add_patch(box)
         axes.set(xticks=[0, 1], xticklabels=["called good", "called anomalous"], yticks=range(len(rows)))
         axes.set_yticklabels([name for name, _ in rows])
-        axes.set_title(title, fontsize=11, pad=24)
+        axes.set_title(title, fontsize=11, pad=24, y=1.0)
         axes.tick_params(length=0, labeltop=True, labelbottom=False)
         axes.spines[:].set_visible(False)
     own = run.counts(run.threshold)
@@ -245,14 +247,24 @@ def draw_confusion_matrix(run: Run) -> Drawing:
 # --- Parts of figures ---
 
 
-def _two_panels() -> tuple[Figure, list[Axes]]:
+def _two_panels(title: str) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(8, 4.6))
     panels = list(
         figure.subplots(1, 2, gridspec_kw={"left": 0.08, "right": 0.98, "bottom": 0.32, "top": 0.93, "wspace": 0.25})
     )
-    for axes in panels:
+    for axes, name, left in zip(panels, (title, "its corner, enlarged"), (26, 32), strict=True):
         _tidy(axes, grid="both")
+        _place_words(figure, axes, name, left)
     return figure, panels
+
+
+def _place_words(figure: Figure, axes: Axes, title: str, left: int) -> None:
+    """Place title and labels, the vertical one so many points to the left: Matplotlib would measure all ticks twice."""
+    axes.set_title(title, y=1.0)
+    below = ScaledTranslation(0, -20 / 72, figure.dpi_scale_trans)
+    beside = ScaledTranslation(-left / 72, 0, figure.dpi_scale_trans)
+    axes.xaxis.set_label_coords(0.5, 0, axes.transAxes + below)
+    axes.yaxis.set_label_coords(0, 0.5, axes.transAxes + beside)
 
 
 def _tidy(axes: Axes, grid: Literal["x", "both"] = "x") -> None:
