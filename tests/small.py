@@ -1,6 +1,8 @@
 """The small experiment that tests train: the demo, on fewer and smaller bottles."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -36,6 +38,19 @@ def write_config(path: Path, config: dict | None = None) -> Path:
     """Write a config, the small one if none is given; return the path."""
     path.write_text(yaml.safe_dump(config or small_config()))
     return path
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """No file may grow beyond this: write() fails as it does on a full disk."""
+    import resource  # Windows has none
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def train_small(folder: Path, **model) -> Path:

@@ -24,8 +24,8 @@ NOTEBOOK = ROOT / "notebooks" / "padim_bottle.ipynb"
 PARAMETERS = """\
 CONFIG = DEMO = "configs/demo.yaml"
 RESULTS = "results/notebook"
-SEEDS = "0,1"
-SETTINGS = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
+SEEDS = "0,42"
+SETTINGS = []
 """
 
 
@@ -106,6 +106,7 @@ def test_it_runs_on_the_demo(kept, tmp_path, monkeypatch):
     demo = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
     demo["model"]["init_args"]["image_size"] = [64, 64]
     demo["data"]["init_args"] |= {"size": 96, "train_good": 20, "test_good": 5, "test_per_defect": 3}
+    demo["trainer"] |= {"accelerator": "cpu", "enable_progress_bar": False}
     (tmp_path / "configs" / "demo.yaml").write_text(yaml.safe_dump(demo))
 
     notebook = nbformat.from_dict(json.loads(json.dumps(kept)))
@@ -127,7 +128,7 @@ def test_it_runs_on_the_demo(kept, tmp_path, monkeypatch):
     runs = {path.parent.relative_to(results).as_posix() for path in results.glob("*/seed_*/metrics.json")}
     assert runs == {
         "demo_synthetic_random_weights/seed_42", "demo_synthetic_random_weights/seed_0",
-        "demo_synthetic_random_weights/seed_1", "demo_two_grids/seed_42", "another_backbone/seed_42",
+        "demo_two_grids/seed_42", "another_backbone/seed_42",
     }  # fmt: skip
     metrics = json.loads((results / "demo_synthetic_random_weights" / "seed_42" / "metrics.json").read_text())
     assert f"{metrics['image_AUROC']:.4f}" in words

@@ -72,5 +72,3 @@ def test_the_demo_runs_and_a_config_is_found_by_its_name(command, tmp_path):
     (folder,) = tmp_path.glob("results/*/seed_*")
     assert json.loads((folder / "metrics.json").read_text())["data"]["synthetic"] is True
     assert (folder / "report.html").is_file()
-    listed = run(command, tmp_path, "sweep", "--dry-run", "--seeds", "0-1").stdout
-    assert listed.splitlines()[-1] == "4 runs, 0 of them done"

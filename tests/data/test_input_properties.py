@@ -43,7 +43,7 @@ if Version(PIL.__version__).major < 13:
 KINDS = [(suffix, mode) for suffix, modes in MODES.items() for mode in modes]
 SIDES = st.one_of(st.integers(1, 40), st.sampled_from([1, 2, 3, 255, 256, 257, 1021]))
 
-property_test = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+property_test = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def make(mode, width, height, seed=0):
@@ -114,7 +114,7 @@ def attempt(read, path):
 
 
 @given(st.sampled_from(KINDS), st.integers(0, 2**32 - 1), st.data())
-@settings(property_test, max_examples=250)
+@settings(property_test, max_examples=150)
 def test_broken_bytes_are_an_image_or_refused_by_name(tmp_path, kind, seed, data):
     """Whatever a bad disk does to a file, nothing but UserError comes out, and what comes out is a picture."""
     suffix, mode = kind
@@ -191,9 +191,8 @@ def picture(path, width=40, height=30, level=90):
     Image.new("RGB", (width, height), (level, level, level)).save(path)
 
 
-@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 5000), (5000, 3), (6000, 4000), (257, 255)])
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_any_size_arrives_at_the_models(tmp_path, width, height, split):
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 5000), (5000, 3), (4000, 3000), (257, 255)])
+def test_any_size_arrives_at_the_models(tmp_path, width, height):
     folder = tmp_path / "parts"
     picture(folder / "train" / "good" / "a.png", width, height, 51)
     picture(folder / "test" / "dent" / "a.png", width, height, 51)
@@ -204,11 +203,11 @@ def test_any_size_arrives_at_the_models(tmp_path, width, height, split):
     datamodule.trainer = SimpleNamespace(model=SimpleNamespace(pre_processor=SimpleNamespace(transform=transform)))
     datamodule.prepare_data()
     datamodule.setup()
-    item = getattr(datamodule, f"{split}_data")[0]
-    assert item.image.shape == (3, 24, 32)
-    assert np.allclose(item.image, 0.2)
-    assert item.gt_mask.shape == (24, 32)
-    assert item.gt_mask.float().mean() == (split == "test")
+    for defective, item in enumerate((datamodule.train_data[0], datamodule.test_data[0])):
+        assert item.image.shape == (3, 24, 32)
+        assert np.allclose(item.image, 0.2)
+        assert item.gt_mask.shape == (24, 32)
+        assert item.gt_mask.float().mean() == defective
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names that are no Unicode")

@@ -28,7 +28,7 @@ def test_a_good_bottle_has_no_mask_and_the_promised_shape():
     assert not mask.any()
 
 
-@pytest.mark.parametrize(("size", "pictures"), [(64, 60), (256, 10)])
+@pytest.mark.parametrize(("size", "pictures"), [(64, 30), (256, 5)])
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_masks_are_exact(defect, size, pictures):
     for seed in range(pictures):
@@ -44,7 +44,7 @@ def test_masks_are_exact(defect, size, pictures):
 def test_defects_range_from_slight_to_obvious():
     contrasts = []
     for defect in DEFECTS:
-        for seed in range(60):
+        for seed in range(30):
             good, _ = render(seed)
             image, mask = render(seed, defect)
             contrasts.append(np.abs(image[mask].astype(float) - good[mask]).mean())

@@ -59,7 +59,7 @@ labelled_scores = st.integers(2, 40).flatmap(
 
 
 @given(labelled_scores)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_curves_equal_scikit_learns_and_tied_scores_make_one_point(case):
     scores, labels = case
     curve = trace(scores, labels, parts=2)

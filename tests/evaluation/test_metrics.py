@@ -1,8 +1,6 @@
 """Metrics of a whole test set: against anomalib's own, at the boundary, and where they are undefined."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 
@@ -176,12 +174,14 @@ def test_aupimo_is_near_anomalibs():
 
 def test_a_score_equal_to_the_threshold_is_defective():
     predictions = image_predictions(["good", "hole", "hole"], [1.0, 2.0, 3.0])
-    metrics = evaluate(predictions, Thresholds(2.0, None, "given"))
+    metrics = evaluate(predictions, Thresholds(np.float32(2.0), None, "given"))
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
     assert metrics["image_F1Score"] == metrics["image_F1Max"] == 1.0
     assert metrics["per_defect"]["hole"]["recall"] == 1.0
     assert metrics["thresholds"]["image_F1Max"] == 2.0
     # anomalib's 'score > threshold' misses the image its threshold was read from
     assert metrics["image_F1Score_anomalib"] == pytest.approx(2 / 3)
+    assert evaluate(image_predictions(["good", "hole"], [1, 1]), NONE)["image_F1Score_anomalib"] == 0
     table = predictions_table(predictions, Thresholds(2.0, None, "given"))
     assert table.predicted_label.tolist() == [False, True, True]
 
@@ -235,37 +235,6 @@ def test_image_metrics_need_no_maps():
         assert metrics["per_defect"]["crack"]["image_AUROC"] == full["per_defect"]["crack"]["image_AUROC"]
 
 
-@pytest.mark.parametrize(
-    ("predictions", "defined"),
-    [
-        (image_predictions(["good", "good"], [1, 2]), {"image_false_alarm_rate": 0.5, "image_precision": 0.0}),
-        (image_predictions(["good"], [1]), {"image_false_alarm_rate": 0.0}),
-        (
-            image_predictions(["hole", "hole"], [1, 2]),
-            {"image_recall": 0.5, "image_precision": 1.0, "image_F1Score": 2 / 3},
-        ),
-        (
-            image_predictions(["good", "hole"], [1, 1]),  # all scores equal, none above the threshold
-            {
-                "image_AUROC": 0.5,
-                "image_AUPR": 0.5,
-                "image_F1Max": 2 / 3,
-                "image_F1Score_anomalib": 0.0,
-                "image_recall": 0.0,
-                "image_false_alarm_rate": 0.0,
-                "image_F1Score": 0.0,
-            },
-        ),
-    ],
-    ids=["only good", "one image", "only defective", "equal scores"],
-)
-def test_what_is_undefined_is_none(predictions, defined):
-    metrics = evaluate(predictions, Thresholds(1.5, None, "given"))
-    json.dumps(metrics, allow_nan=False)
-    flat = {key: value for key, value in metrics.items() if key.startswith(("image_", "pixel_"))}
-    assert {key: value for key, value in flat.items() if value is not None} == pytest.approx(defined)
-
-
 def test_defective_images_with_empty_masks_count_as_normal_pixels():
     predictions = make_predictions(7)
     emptied = replace(predictions, masks=np.zeros_like(predictions.masks))
@@ -279,13 +248,6 @@ def test_defective_images_with_empty_masks_count_as_normal_pixels():
     assert partly["per_defect"]["stain"]["pixel_AUROC"] is None
     expected = roc_auc_score(cracks_only.ravel(), predictions.anomaly_maps.ravel())
     assert partly["pixel_AUROC"] == pytest.approx(expected, abs=1e-12)
-
-
-def test_metrics_are_strict_json():
-    metrics = evaluate(make_predictions(8), Thresholds(np.float32(30.0), np.float64(25.0), "given"))
-    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
-    assert list(metrics["per_defect"]) == ["crack", "stain"]
-    assert "test labels" in metrics["thresholds"]["F1Max_source"]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -351,11 +313,6 @@ def test_table_without_thresholds_or_maps():
     assert list(table.columns) == ["image_path", "defect_type", "label", "score", "predicted_label", "threshold"]
     assert table.predicted_label.isna().all()
     assert table.threshold.isna().all()
-
-
-def test_import_loads_neither_torch_nor_anomalib():
-    code = "import sys, padim_bottle.evaluation.metrics; sys.exit(bool({'torch', 'anomalib'} & sys.modules.keys()))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_aupimo_looks_at_good_images_only():

@@ -1,5 +1,7 @@
 """The figures against independent, slow and literal readings of their definitions, at the edges above all."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -46,11 +48,12 @@ def assert_equal(ours, theirs):
 
 
 @given(some_test_sets(), st.integers(0, 6), st.sampled_from([-1, 0, 1e-9, 1]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_every_metric_of_every_test_set_equals_scikit_learns(predictions, which, beside):
     """Also one class, one image, all scores equal, and thresholds on, beside and outside of the scores."""
     threshold = float(predictions.scores[which % len(predictions.scores)]) + beside
     metrics = evaluate(predictions, Thresholds(threshold, threshold, "given"))
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
     labels, called = predictions.labels, predictions.scores >= threshold
     for level, truth, scores in (
         ("image", labels, predictions.scores),
@@ -83,8 +86,10 @@ def test_every_metric_of_every_test_set_equals_scikit_learns(predictions, which,
 # --- The streaming statistics and the fit ---
 
 
-@pytest.mark.parametrize("batch_size", [1, 8, 50, 200])
-@pytest.mark.parametrize(("offset", "spread"), [(0, 1), (1e4, 1), (-1e4, 1), (0, 1e-3), (0, 1e3)])
+@pytest.mark.parametrize(
+    ("offset", "spread", "batch_size"),
+    [(0, 1, 1), (0, 1, 200), (1e4, 1, 1), (1e4, 1, 8), (1e4, 1, 200), (-1e4, 1, 50), (0, 1e-3, 8), (0, 1e3, 50)],
+)
 def test_streaming_statistics_equal_numpys_in_float64(offset, spread, batch_size):
     """The reference takes the same float32 numbers; at an offset of 1e4 they themselves are a thousandth apart."""
     count, features = 200, 12
@@ -127,7 +132,7 @@ def test_order_and_batch_size_of_the_training_images_do_not_matter():
     new = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     model, calibration = trained(images, torch.arange(15), 15)
     expected = model(new)
-    for seed, batch_size in ((1, 1), (2, 4), (3, 8), (4, 15)):
+    for seed, batch_size in ((1, 1), (2, 4), (4, 15)):
         order = torch.randperm(15, generator=torch.Generator().manual_seed(seed))
         other_model, other = trained(images, order, batch_size)
         result = other_model(new)

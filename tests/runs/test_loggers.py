@@ -12,7 +12,7 @@ import yaml
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from PIL import Image
 
-from padim_bottle.experiment.train import train
+from padim_bottle.experiment.train import build, train
 from padim_bottle.runs.loggers import log_results
 
 pytestmark = pytest.mark.slow
@@ -25,23 +25,21 @@ NUMBERS = {"image_AUROC": 0.75, "thresholds/image": 3.5, "per_defect/hole/images
 
 
 @pytest.fixture
-def run_with(bottles, random_weights, tmp_path, monkeypatch):
-    """Train a tiny experiment with one of the documented loggers; return its folder and its metrics."""
+def arguments(bottles, random_weights, tmp_path, monkeypatch):
+    """Those of a tiny experiment, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MVTEC_AD_ROOT", str(bottles))
+    return [
+        "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--model.pre_trained", "false",
+        "--model.image_size", "[64, 64]", "--model.n_features", "20", "--data.verify", "false",
+        "--data.num_workers", "0", "--trainer.logger",
+    ]  # fmt: skip
 
-    def run(name, *more):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("MVTEC_AD_ROOT", str(bottles))
-        arguments = [
-            "--trainer.logger", str(LOGGERS / f"{name}.yaml"), "--trainer.accelerator", "cpu",
-            "--trainer.enable_progress_bar", "false", "--model.init_args.pre_trained", "false",
-            "--model.init_args.image_size", "[64, 64]", "--model.init_args.n_features", "20",
-            "--data.init_args.verify", "false", "--data.init_args.num_workers", "0", *more,
-        ]  # fmt: skip
-        train(ROOT / "configs" / "padim_resnet18.yaml", arguments, seed=3)
-        folder = tmp_path / "results" / "padim_resnet18" / "seed_3"
-        return folder, json.loads((folder / "metrics.json").read_text())
 
-    return run
+def run_with(logger, arguments):
+    """Train with a logger; return the run's folder and its metrics."""
+    folder = train(ROOT / "configs" / "padim_resnet18.yaml", [*arguments, logger], seed=3).results_writer.folder
+    return folder, json.loads((folder / "metrics.json").read_text())
 
 
 @pytest.fixture
@@ -67,26 +65,22 @@ def events(folder):
     return accumulator
 
 
-def test_csv_has_the_metrics_and_the_configuration(run_with):
-    _, metrics = run_with("csv", "--trainer.callbacks.init_args.report", "false")
+def test_csv_and_tensorboard_have_the_metrics_and_the_configuration(arguments):
+    both = [yaml.safe_load((LOGGERS / f"{name}.yaml").read_text()) for name in ("csv", "tensorboard")]
+    folder, metrics = run_with(json.dumps(both), arguments)
     with Path("results/logs/csv/version_0/metrics.csv").open() as file:
         row = list(csv.DictReader(file))[-1]
+    seen = events("results/logs/tensorboard/version_0")
+    scalars = {name: [event.value for event in seen.Scalars(name)] for name in seen.Tags()["scalars"]}
     for name in ("image_AUROC", "pixel_AUPRO", "image_F1Score"):
         assert float(row[name]) == metrics[name]
+        assert scalars[name] == [pytest.approx(metrics[name])]
     assert float(row["thresholds/image"]) == metrics["thresholds"]["image"]
     assert float(row["per_defect/contamination/recall"]) == metrics["per_defect"]["contamination"]["recall"]
     assert float(row["seconds/train"]) > 0
     hparams = yaml.safe_load(Path("results/logs/csv/version_0/hparams.yaml").read_text())
     assert hparams["model"]["init_args"]["n_features"] == 20
-    assert hparams["trainer"]["logger"]["class_path"].endswith("CSVLogger")
-
-
-def test_tensorboard_has_the_metrics_and_the_configuration(run_with):
-    folder, metrics = run_with("tensorboard")
-    seen = events("results/logs/tensorboard/version_0")
-    scalars = {name: [event.value for event in seen.Scalars(name)] for name in seen.Tags()["scalars"]}
-    for name in ("image_AUROC", "pixel_AUPRO", "image_F1Score"):
-        assert scalars[name] == [pytest.approx(metrics[name])]
+    assert hparams["trainer"]["logger"][0]["class_path"].endswith("CSVLogger")
     assert "hp_metric" not in scalars
     figures = {f"figures/{path.stem}" for path in (folder / "figures").glob("*.png")}
     assert set(seen.Tags()["images"]) == figures
@@ -116,9 +110,9 @@ def test_figures_arrive_beside_the_csv(finished, tmp_path):
         assert copied.read_bytes() == (folder / "figures" / "roc.png").read_bytes()
 
 
-def test_mlflow_has_the_metrics_and_every_file_but_the_checkpoint(run_with):
+def test_mlflow_has_the_metrics_and_every_file_but_the_checkpoint(arguments):
     mlflow = pytest.importorskip("mlflow", reason="needs MLflow, an extra: pip install mlflow")
-    folder, metrics = run_with("mlflow")
+    folder, metrics = run_with(str(LOGGERS / "mlflow.yaml"), arguments)
     client = mlflow.MlflowClient("sqlite:///results/logs/mlflow/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("padim_bottle").experiment_id])
     assert run.info.status == "FINISHED"
@@ -130,10 +124,16 @@ def test_mlflow_has_the_metrics_and_every_file_but_the_checkpoint(run_with):
 
 
 @pytest.mark.parametrize("config", sorted(LOGGERS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_documented_logger_names_its_command_and_its_class(config):
+def test_every_documented_logger_is_what_its_command_names(config, arguments):
     text = config.read_text()
     assert f"--trainer.logger configs/loggers/{config.name}" in text
     logger = yaml.safe_load(text)
     module, _, name = logger["class_path"].rpartition(".")
-    assert issubclass(getattr(import_module(module), name), Logger)
+    named = getattr(import_module(module), name)
+    assert issubclass(named, Logger)
     assert "results/logs" in str(logger["init_args"])
+    if config.stem != "mlflow":  # an extra
+        built = build(ROOT / "configs" / "padim_resnet18.yaml", [*arguments, str(config)])
+        read = built.settings.trainer.logger
+        assert read.class_path == logger["class_path"]
+        assert {**read.init_args.as_dict(), **logger["init_args"]} == read.init_args.as_dict()

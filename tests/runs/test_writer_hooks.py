@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small import file_size_limit
 
-from padim_bottle import ResultsWriter
+from padim_bottle import Report, ResultsWriter
 from padim_bottle.data.samples import DataDescription
-from padim_bottle.errors import UserError
+from padim_bottle.errors import UserError, explain_failure
 from padim_bottle.evaluation.metrics import evaluate
 from padim_bottle.model.backbone import Weights
 from padim_bottle.runs import environment
@@ -161,6 +163,19 @@ def test_a_run_that_fails_leaves_nothing(tmp_path, monkeypatch):
     rehearsal.begin_test()
     rehearsal.writer.on_exception(rehearsal.trainer, rehearsal.model, ValueError())
     assert rehearsal.listener.told[-1][0] == "on_run_failed"
+    assert not list(tmp_path.rglob("*.*"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of the size of files")
+@pytest.mark.parametrize(("limit", "drawn"), [(0, True), (300, True), (300, False), (2_000, False)])
+def test_a_disk_that_fills_while_results_are_written_leaves_nothing(tmp_path, monkeypatch, limit, drawn):
+    """Pictures, predictions.csv, and config.yaml, model and metrics.json."""
+    rehearsal = Rehearsal(tmp_path / "results", monkeypatch, listener=Report(report=False) if drawn else None)
+    rehearsal.train()
+    with pytest.raises(OSError) as full, file_size_limit(limit):
+        rehearsal.test()
+    assert "No space left" in explain_failure(full.value)
+    rehearsal.writer.on_exception(rehearsal.trainer, rehearsal.model, full.value)
     assert not list(tmp_path.rglob("*.*"))
 
 
