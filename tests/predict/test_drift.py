@@ -107,7 +107,7 @@ def test_real_bottles_in_other_light_or_out_of_focus(mvtec_root, real_weights, m
     monkeypatch.setenv("PADIM_WEIGHTS_DIR", str(real_weights))
     files = sorted((mvtec_root / "bottle" / "train" / "good").iterdir())
     order = np.random.default_rng(0).permutation(len(files))
-    padim = Padim(backbone="resnet18.tv_in1k", evaluator=False, visualizer=False)
+    padim = Padim(image_size=(128, 128))
 
     def maps(file, disturb=lambda photo: photo):
         photo = np.clip(disturb(read_image(file).astype(np.float32)).round(), 0, 255)

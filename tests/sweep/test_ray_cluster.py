@@ -85,8 +85,13 @@ def numbers(folder):
 
 @pytest.mark.timeout(180)
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the worker to kill in /proc")
-def test_a_cluster_gives_the_local_results_though_a_worker_is_killed(cluster, workplace):
-    killed = []
+def test_a_cluster_gives_the_local_results_though_a_worker_is_killed_and_the_disk_is_full(
+    cluster, workplace, monkeypatch, capfd
+):
+    """A full disk of the driver fails the run that met it and no other."""
+    from padim_bottle.sweep import ray_cluster
+
+    killed, put = [], ray_cluster._put_in_place
 
     def kill_one():
         while not list(Path("remote").glob("*/seed_*")):
@@ -95,46 +100,34 @@ def test_a_cluster_gives_the_local_results_though_a_worker_is_killed(cluster, wo
             os.kill(process, signal.SIGKILL)
             killed.append(process)
 
-    killer = threading.Thread(target=kill_one, daemon=True)
-    killer.start()
-    arguments = ["--config", "sweep.yaml", "--seeds", "0-3"]
-    assert run_verb("sweep", [*arguments, "--results", "remote", "--ray", cluster.address]) == 0
-    killer.join()
-    assert killed
-    assert run_verb("sweep", [*arguments, "--results", "local"]) == 0
-
-    (remote,) = Path("remote").glob("demo*")
-    (local,) = Path("local").glob("demo*")
-    seeds = {f"seed_{seed}" for seed in range(4)}
-    assert {path.name for path in remote.iterdir() if path.is_dir()} == seeds
-    for seed in seeds:
-        assert {path.name for path in (remote / seed).iterdir()} == RUN_FILES
-        assert (remote / seed / "predictions.csv").read_text() == (local / seed / "predictions.csv").read_text()
-        assert numbers(remote / seed) == numbers(local / seed)
-        assert "root: remote" in (remote / seed / "config.yaml").read_text()
-
-
-def test_a_finished_run_is_not_sent_out_again(cluster, workplace, capfd):
-    assert run_verb("sweep", ["--config", "sweep.yaml", "--seeds", "0-3", "--results", "remote", "--dry-run"]) == 0
-    assert "4 runs, 4 of them done" in capfd.readouterr().out
-
-
-def test_a_full_disk_of_the_driver_fails_the_run_that_met_it_and_no_other(cluster, workplace, monkeypatch, capfd):
-    from padim_bottle.sweep import ray_cluster
-
-    put = ray_cluster._put_in_place
-
     def full(files, folder):
-        if folder.name == "seed_0":
+        if folder.name == "seed_3":
             raise OSError(errno.ENOSPC, "No space left on device", str(folder))
         put(files, folder)
 
     monkeypatch.setattr(ray_cluster, "_put_in_place", full)
-    arguments = ["--config", "sweep.yaml", "--seeds", "0-1", "--results", "full", "--ray", cluster.address]
-    assert run_verb("sweep", arguments) == 1
-    (folder,) = Path("full").glob("demo*")
-    assert {path.name for path in folder.glob("seed_*")} == {"seed_0.failed.json", "seed_1"}
-    assert "No space left" in json.loads((folder / "seed_0.failed.json").read_text())["error"]
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    remote_sweep = ["--config", "sweep.yaml", "--seeds", "0-3", "--results", "remote"]
+    assert run_verb("sweep", [*remote_sweep, "--ray", cluster.address]) == 1
+    killer.join()
+    assert killed
+    # One of each group.
+    assert run_verb("sweep", ["--config", "sweep.yaml", "--seeds", "0, 2", "--results", "local"]) == 0
+
+    (remote,) = Path("remote").glob("demo*")
+    (local,) = Path("local").glob("demo*")
+    assert {path.name for path in remote.glob("seed_*")} == {"seed_0", "seed_1", "seed_2", "seed_3.failed.json"}
+    assert "No space left" in json.loads((remote / "seed_3.failed.json").read_text())["error"]
+    for seed in ("seed_0", "seed_2"):
+        assert {path.name for path in (remote / seed).iterdir()} == RUN_FILES
+        assert (remote / seed / "predictions.csv").read_text() == (local / seed / "predictions.csv").read_text()
+        assert numbers(remote / seed) == numbers(local / seed)
+        assert "root: remote" in (remote / seed / "config.yaml").read_text()
+    # What is finished is not sent out again.
+    capfd.readouterr()
+    assert run_verb("sweep", [*remote_sweep, "--dry-run"]) == 0
+    assert "4 runs, 3 of them done" in capfd.readouterr().out
 
 
 def test_more_cpus_than_any_node_has_are_refused(cluster, workplace, capsys):

@@ -56,23 +56,31 @@ def tune(workplace, *arguments, grid=GRID):
     return run_verb("tune", [*map(str, words), *arguments])
 
 
-@pytest.fixture(scope="module")
-def tuned(workplace):
-    """The folder of a tuning, and how many images went through the backbone."""
+def watched(patch):
+    """Return a list which gets the number of images and the type of the features of each of the backbone's passes."""
     forward, seen = FrozenBackbone.forward, []
 
-    def count(self, inputs):
-        seen.append(len(inputs))
-        return forward(self, inputs)
+    def watch(self, inputs):
+        features = forward(self, inputs)
+        (dtype,) = {feature.dtype for feature in features.values()}
+        seen.append((len(inputs), dtype))
+        return features
 
+    patch.setattr(FrozenBackbone, "forward", watch)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def tuned(workplace):
+    """The folder of a tuning, and the backbone's features of its photos."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FrozenBackbone, "forward", count)
+        seen = watched(patch)
         assert tune(workplace) == 0
-    return workplace / "results" / "small,grids,layers", sum(seen)
+    return workplace / "results" / "small,grids,layers", seen
 
 
 def test_every_setting_is_fitted_on_every_split_in_one_pass(tuned):
-    folder, images = tuned
+    folder, seen = tuned
     fits = pd.read_csv(folder / "scores.csv")
     # Two grids keep all channels: no seed, one fit a split. PaDiM's own: two seeds.
     assert fits.groupby("setting").size().to_dict() == {
@@ -85,7 +93,8 @@ def test_every_setting_is_fitted_on_every_split_in_one_pass(tuned):
     assert set(fits.loc[random, "seed"]) == {3, 4}
     assert fits.loc[~random, "seed"].isna().all()
     assert fits[["image_AUROC", "pixel_AUROC", "pixel_AUPRO"]].notna().all(axis=None)
-    assert images == 2 * PHOTOS
+    assert sum(count for count, _ in seen) == 2 * PHOTOS
+    assert {dtype for _, dtype in seen} == {torch.float32}
 
 
 def test_a_fit_is_what_training_on_the_same_photos_gives(workplace, tuned, tmp_path):
@@ -140,29 +149,29 @@ def test_the_best_setting_is_a_config_to_use(tuned):
     assert "No test photo was opened" in summary
 
 
-def test_the_recorded_command_finds_the_same_and_another_tuning_is_refused(workplace, tuned, capsys):
-    folder, _ = tuned
-    before = pd.read_csv(folder / "scores.csv").drop(columns="seconds")
-    recorded = json.loads((folder / "tuning.json").read_text())["command"]
-    assert run_verb("tune", shlex.split(recorded)[2:]) == 0
-    pd.testing.assert_frame_equal(pd.read_csv(folder / "scores.csv").drop(columns="seconds"), before)
-    assert tune(workplace, "--name", folder.name, grid=GRID[:1]) == 2
-    assert "holds the results of another tuning" in capsys.readouterr().err
-
-
-def test_a_plain_folder_of_photos_is_tuned_on_as_any_other_data(workplace, tuned):
-    photos = workplace / "plain"
+def test_a_plain_folder_of_photos_is_tuned_on_as_any_other_data(workplace, tuned, capsys):
+    photos, folder = workplace / "plain photos", workplace / "results" / "plain"
     shutil.copytree(workplace / "data" / "bottle" / "train" / "good", photos)
-    assert tune(workplace, "--photos", str(photos), "--name", "plain", grid=GRID[:1]) == 0
-    fits = pd.read_csv(workplace / "results" / "plain" / "scores.csv")
+    grid = ["model.init_args.grids=[[[layer1], [layer1, layer2]]]"]
+    assert tune(workplace, "--photos", str(photos), "--name", "plain", grid=grid) == 0
+    fits = pd.read_csv(folder / "scores.csv")
     same = pd.read_csv(tuned[0] / "scores.csv")
     same = same[same["setting"].str.endswith("layers [layer1, layer2]") & same["setting"].str.startswith("grids [[")]
-    fits = fits[fits["setting"].str.startswith("grids [[")]
     np.testing.assert_allclose(fits[list(METRICS)], same[list(METRICS)], atol=1e-9)
-    best = ExperimentConfig(workplace / "results" / "plain" / "best.yaml")
+    best = ExperimentConfig(folder / "best.yaml")
     assert best.settings.data.class_path == "padim_bottle.Photos"
     assert Path(best.settings.data.init_args.folder) == photos
-    assert f"--photos {photos}" in (workplace / "results" / "plain" / "summary.md").read_text()
+    recorded = json.loads((folder / "tuning.json").read_text())["command"]
+    assert recorded in (folder / "summary.md").read_text()
+    # The recorded command finds the same.
+    assert run_verb("tune", shlex.split(recorded)[2:]) == 0
+    pd.testing.assert_frame_equal(
+        pd.read_csv(folder / "scores.csv").drop(columns="seconds"), fits.drop(columns="seconds")
+    )
+    recorded = json.loads((tuned[0] / "tuning.json").read_text())["command"]
+    assert read_grid([word for word in shlex.split(recorded) if word.startswith("model.")]) == read_grid(GRID)
+    assert tune(workplace, "--name", tuned[0].name, grid=GRID[:1]) == 2
+    assert "holds the results of another tuning" in capsys.readouterr().err
 
 
 def test_a_group_without_photos_is_refused(workplace, capsys):
@@ -227,26 +236,16 @@ def test_a_mistake_in_the_yaml_is_refused_in_one_line(workplace, settings, words
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("precision", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16), ("bf16-true", None)]
-)
-def test_the_backbone_computes_in_the_trainers_precision(workplace, precision, dtype, monkeypatch, capsys):
+@pytest.mark.parametrize(("precision", "dtypes"), [("bf16-mixed", {torch.bfloat16}), ("bf16-true", set())])
+def test_the_backbone_computes_in_the_trainers_precision(workplace, precision, dtypes, monkeypatch, capsys):
     config = yaml.safe_load((workplace / "small.yaml").read_text())
     config["trainer"]["precision"] = precision
-    (workplace / "precise.yaml").write_text(yaml.safe_dump(config))
-    forward, seen = FrozenBackbone.forward, set()
-
-    def watch(self, inputs):
-        features = forward(self, inputs)
-        seen.update(feature.dtype for feature in features.values())
-        return features
-
-    monkeypatch.setattr(FrozenBackbone, "forward", watch)
-    words = ["--config", workplace / "precise.yaml", "--settings", workplace / "tune.yaml"]
+    seen = watched(monkeypatch)
+    words = ["--config", write_config(workplace / "precise.yaml", config), "--settings", workplace / "tune.yaml"]
     words += ["--results", workplace / "results", "--name", precision]
-    assert run_verb("tune", list(map(str, words))) == (2 if dtype is None else 0)
-    assert seen == ({dtype} - {None})
-    if dtype is None:
+    assert run_verb("tune", list(map(str, words))) == (0 if dtypes else 2)
+    assert {dtype for _, dtype in seen} == dtypes
+    if not dtypes:
         assert "trainer.precision: bf16-true" in capsys.readouterr().err
 
 
