@@ -438,12 +438,10 @@ def test_a_screen_that_nobody_reads_any_more_ends_no_watch(arrived, tmp_path):
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()
     process.stdout = None
-    until = time.monotonic() + 60
-    while time.monotonic() < until and (
-        not (tmp_path / "v.csv").exists() or len(rows(tmp_path / "v.csv")) < len(table)
-    ):
+    file, until = tmp_path / "v.csv", time.monotonic() + 60
+    while time.monotonic() < until and (not file.exists() or len(rows(file)) < len(table)):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 1, err
-    assert check_log(tmp_path / "v.csv", table) in err
+    assert check_log(file, table) in err
