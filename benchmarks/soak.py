@@ -25,7 +25,7 @@ import numpy as np
 
 from padim_bottle.predict import inbox
 from padim_bottle.predict.predictor import Predictor
-from padim_bottle.predict.verdict_table import VerdictLog
+from padim_bottle.predict.verdict_log import VerdictLog
 from padim_bottle.predict.watch import CurrentModel, watch
 
 CARD = {

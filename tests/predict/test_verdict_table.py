@@ -11,10 +11,10 @@ import pytest
 from padim_bottle.commands.command_line import run_verb
 from padim_bottle.errors import UserError
 from padim_bottle.model.rule import Rule
+from padim_bottle.predict.verdict_log import VerdictLog
 from padim_bottle.predict.verdict_table import (
     FIELDS,
     Screen,
-    VerdictLog,
     VerdictTable,
     explain_together,
     spell_path,

@@ -23,7 +23,8 @@ from padim_bottle.predict import inbox
 from padim_bottle.predict.drift import DriftMonitor
 from padim_bottle.predict.heatmaps import Pictures
 from padim_bottle.predict.predictor import Predictor
-from padim_bottle.predict.verdict_table import LOG_FIELDS, VerdictLog, VerdictTable
+from padim_bottle.predict.verdict_log import VerdictLog
+from padim_bottle.predict.verdict_table import LOG_FIELDS, VerdictTable
 from padim_bottle.predict.watch import CurrentModel, watch
 
 

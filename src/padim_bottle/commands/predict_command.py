@@ -163,7 +163,8 @@ def _watch(
     batch_size: int,
 ) -> int:
     from padim_bottle.predict.heatmaps import Pictures
-    from padim_bottle.predict.verdict_table import Screen, VerdictLog
+    from padim_bottle.predict.verdict_log import VerdictLog
+    from padim_bottle.predict.verdict_table import Screen
     from padim_bottle.predict.watch import CurrentModel, stop_signal, watch
 
     screen = Screen("json" if json else "text", needed=False)

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from padim_bottle.data.images import read_image
 from padim_bottle.data.listing import is_photo, walk_files
 from padim_bottle.errors import UserError
-from padim_bottle.predict.verdict_table import VerdictLog, spell_path
+from padim_bottle.predict.verdict_log import VerdictLog
+from padim_bottle.predict.verdict_table import spell_path
 
 # Seconds that a photo has to stay as it is before it counts as whole, where nobody says that its writer closed it.
 SETTLE = 1.0

@@ -11,9 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from filelock import FileLock, Timeout
-
-from padim_bottle.errors import UserError, close_broken_streams, in_a_line
+from padim_bottle.errors import UserError, close_broken_streams
 from padim_bottle.files import printable
 
 if TYPE_CHECKING:
@@ -60,7 +58,7 @@ def verdict_row(
     }
 
 
-def _flat(row: Row) -> Row:
+def flat(row: Row) -> Row:
     """Return a row as a table has it: how many regions there are, and the box of the first."""
     if "regions" not in row:
         return row
@@ -222,107 +220,16 @@ class VerdictTable:
     def add(self, row: Row) -> None:
         """Write a row."""
         if self._stream is not None:
-            self._writer.writerow(_flat(row))
+            self._writer.writerow(flat(row))
 
 
 def _refuse_log(file: Path) -> None:
     """Raise a UserError where a file is what a watch remembers by."""
     with file.open(encoding="utf-8", errors="replace") as stream:
-        if _is_log(stream.readline().rstrip("\n").split(",")):
+        if is_log(stream.readline().rstrip("\n").split(",")):
             raise UserError(f"{file} is the log of predict.py --watch, which would forget what is done: name another.")
 
 
-def _is_log(columns: Sequence[str]) -> bool:
+def is_log(columns: Sequence[str]) -> bool:
     """Tell the log of a watch by its columns: an earlier version's has fewer."""
     return set(_REMEMBERED) <= set(columns) <= set(LOG_FIELDS)
-
-
-class VerdictLog:
-    """A table that grows by a line a photo, and goes on where an earlier process stopped.
-
-    Args:
-        file: the CSV file; links are followed.
-
-    Attributes:
-        model: digest of the model whose rows are written.
-        map_means: of the photos that were judged, in their order, by the digest of their model.
-
-    Raises:
-        UserError: on entering: it is in use, is no such table, or cannot be written.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self.file = file.resolve()
-        self.model = ""
-        self.map_means: dict[str, list[float]] = {}
-        self._lock = FileLock(f"{self.file}.lock")
-        self._done: dict[str, tuple[int, int]] = {}
-
-    def __enter__(self) -> VerdictLog:
-        if self.file.exists() and not self.file.is_file():
-            raise UserError(f"{self.file} is no file: a watch goes on with what its table has. Name a file.")
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-            self._stream = self.file.open("a+", newline="", encoding="utf-8", errors="replace")
-        except Timeout:
-            raise UserError(f"{self.file} is being written by another process: stop that, or name another.") from None
-        except OSError as error:
-            self._lock.release()
-            raise UserError(f"Cannot write {self.file}: {error.strerror}.") from error
-        try:
-            self._resume()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
-        self._lock.release()
-
-    def _resume(self) -> None:
-        whole = self.file.read_bytes().rfind(b"\n") + 1
-        self._stream.truncate(whole)
-        self._stream.seek(0)
-        reader = csv.DictReader(self._stream)
-        if whole and not _is_log(reader.fieldnames or ()):
-            raise UserError(f"{self.file} is no table of predict.py --watch: name a file of its own.")
-        try:
-            for row in reader:
-                self._done[row["path"]] = (int(row["size"]), int(row["mtime_ns"]))
-                self._remember(row)
-        except (TypeError, ValueError) as error:
-            where = f"{self.file}, line {reader.line_num}"
-            raise UserError(f"{where}: {in_a_line(error)}. Mend the line, or name another file.") from error
-        fields = reader.fieldnames if whole else LOG_FIELDS
-        self._writer = csv.DictWriter(self._stream, fields or (), extrasaction="ignore", lineterminator="\n")
-        if not whole:
-            self._writer.writeheader()
-            self._stream.flush()
-
-    def __len__(self) -> int:
-        return len(self._done)
-
-    def content(self, path: str) -> tuple[int, int] | None:
-        """Return size and time of the file as it was when it was judged last; ``None`` if it never was."""
-        return self._done.get(path)
-
-    def add(self, row: Row, content: tuple[int, int]) -> None:
-        """Write a row; it stays even if the process is killed next."""
-        size, mtime_ns = content
-        row = {**row, "size": size, "mtime_ns": mtime_ns, "model": self.model, "time": _now()}
-        self._writer.writerow(_flat(row))
-        self._stream.flush()
-        self._done[row["path"]] = content
-        self._remember(row)
-
-    def _remember(self, row: Row) -> None:
-        if row.get("map_mean") not in (None, ""):
-            self.map_means.setdefault(row["model"], []).append(float(row["map_mean"]))
-
-
-def _now() -> str:
-    from datetime import datetime
-
-    return datetime.now().astimezone().isoformat(timespec="milliseconds")

@@ -20,7 +20,8 @@ from padim_bottle.predict.heatmaps import Pictures, check_place
 from padim_bottle.predict.inbox import ChangedError, Inbox
 from padim_bottle.predict.judge import judge
 from padim_bottle.predict.predictor import Predictor
-from padim_bottle.predict.verdict_table import Row, VerdictLog, verdict_row
+from padim_bottle.predict.verdict_log import VerdictLog
+from padim_bottle.predict.verdict_table import Row, verdict_row
 
 
 class CurrentModel:
