@@ -3,8 +3,6 @@
 python benchmarks/area.py
 """
 
-import json
-import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -12,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from process import run_measured
 from record import new_benchmark_parser, write_record
 from rich.console import Console
+from training import measured, our_command
 
 from padim_bottle.errors import run_command
 
@@ -26,12 +24,10 @@ WHOLE, THIRD = "the whole photo", "its middle third"
 FIGURES = ("image_AUROC", "image_F1Score", "checkpoint_bytes")
 
 
-def measure(config: str, folder: Path, region: Path | None) -> dict[str, Any]:
+def measure(config: str, region: Path | None) -> dict[str, Any]:
     """Train and test with an area or none, as a process, and return what it used and reached."""
-    command = [sys.executable, "scripts/train.py", "--config", f"configs/{config}.yaml", "--results", str(folder)]
-    command += ["--default_root_dir", str(folder / "lightning"), "--trainer.callbacks.report", "false"]
-    usage = run_measured([*command, *(["--model.init_args.region", str(region)] if region else [])])
-    metrics = json.loads(next(folder.glob("*/*/metrics.json")).read_text())
+    overrides = ["--trainer.callbacks.report=false", *([f"--model.init_args.region={region}"] if region else [])]
+    usage, metrics = measured(lambda folder: our_command(folder, Path("configs", f"{config}.yaml"), *overrides))
     return {**asdict(usage), **{name: metrics[name] for name in FIGURES}, "run_seconds": metrics["seconds"]["total"]}
 
 
@@ -45,8 +41,7 @@ def main(output: Path) -> int:
         cv2.imwrite(str(picture), area)
         for config in CONFIGS:
             for name, region in ((WHOLE, None), (THIRD, picture)):
-                with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-                    runs.setdefault(config, {})[name] = measure(config, Path(folder), region)
+                runs.setdefault(config, {})[name] = measure(config, region)
     record = {"runs": runs}
     for table in tables(record):
         Console().print(table.screen())

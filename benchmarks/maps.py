@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from record import new_benchmark_parser, write_record
 from rich.console import Console
+from training import trained
 
 from padim_bottle.commands.arguments import positive
 from padim_bottle.console import quiet
@@ -78,16 +79,10 @@ def synthetic(config: Path, splits: int) -> list[dict[str, Any]]:
 
 def on_bottle(config: Path) -> list[dict[str, Any]]:
     """Return a row for each part: its figures on the test photos, and the size of its checkpoint."""
-    from padim_bottle.experiment.train import train
-    from padim_bottle.runs.run import Run
-
     rows = []
-    off = [f"--trainer.callbacks.{key}=false" for key in ("images", "report")]
     for name, variant in zip(PARTS, variants(config), strict=True):
-        with tempfile.TemporaryDirectory() as folder:
-            train(config, [*variant.overrides, *off], results=Path(folder))
-            metrics = Run.read(next(Path(folder).glob("*/seed_*"))).metrics
-        rows.append({"part": name, **{key: metrics[key] for key in (*SHOWN, *ALARMS, "checkpoint_bytes")}})
+        with trained(config, variant.overrides) as run:
+            rows.append({"part": name, **{key: run.metrics[key] for key in (*SHOWN, *ALARMS, "checkpoint_bytes")}})
         print(json.dumps(rows[-1]), flush=True)
     return rows
 

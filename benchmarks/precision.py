@@ -5,13 +5,13 @@ python benchmarks/precision.py                                    # some minutes
 
 import json
 import statistics
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from record import new_benchmark_parser, write_record
 from rich.console import Console
+from training import trained
 
 from padim_bottle.commands.arguments import positive
 from padim_bottle.errors import run_command
@@ -26,15 +26,10 @@ METRICS = headings(threshold="none") | headings(threshold="own")
 
 def run(config: str, seed: int, precision: str) -> tuple[dict[str, Any], pd.DataFrame]:
     """Train and test a config; return its metrics and its predictions, by the path of the image."""
-    from padim_bottle.experiment.train import train
+    from padim_bottle.runs.run import read_csv
 
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        overrides = ["--trainer.precision", precision, "--trainer.enable_progress_bar", "false"]
-        overrides += ["--trainer.callbacks.images", "false", "--trainer.callbacks.report", "false"]
-        overrides += ["--default_root_dir", f"{folder}/lightning"]
-        train(Path("configs", f"{config}.yaml"), overrides, seed, results=Path(folder, "results"))
-        (done,) = Path(folder, "results").glob("*/*/metrics.json")
-        return json.loads(done.read_text()), pd.read_csv(done.with_name("predictions.csv")).set_index("image_path")
+    with trained(Path("configs", f"{config}.yaml"), [f"--trainer.precision={precision}"], seed) as done:
+        return done.metrics, read_csv(done.folder / "predictions.csv").set_index("image_path")
 
 
 def measure(seeds: int) -> list[dict[str, Any]]:

@@ -1,16 +1,15 @@
 """Train and test: anomalib's own command line against ours, whole processes, in turn."""
 
-import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from process import run_measured
 from record import ANOMALIB, OURS, new_benchmark_parser, print_rows, ratio, spread, write_record
+from training import measured, our_command
 
 from padim_bottle.commands.arguments import positive
 from padim_bottle.errors import UserError, run_command
@@ -19,14 +18,6 @@ OUR_CONFIG, ANOMALIB_CONFIG = Path("configs/padim_resnet18.yaml"), Path("configs
 BACKBONE = "resnet18.tv_in1k"
 # Of metrics.json: the same work was done.
 FIGURES = ("checkpoint_bytes", "image_AUROC", "pixel_AUROC")
-
-
-def our_command(folder: Path) -> list[str]:
-    """Return our command, which writes into a folder."""
-    return [
-        sys.executable, "scripts/train.py", "--config", str(OUR_CONFIG), "--results", str(folder / "results"),
-        "--default_root_dir", str(folder / "lightning"),
-    ]  # fmt: skip
 
 
 def anomalib_command(folder: Path) -> list[str]:
@@ -49,10 +40,7 @@ def measure_pairs(commands: Mapping[str, Callable[[Path], list[str]]], pairs: in
     runs: dict[str, list[dict[str, float]]] = {contender: [] for contender in commands}
     for pair in range(pairs):
         for contender, command in commands.items():
-            with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-                usage = run_measured(command(Path(folder)))
-                (found,) = Path(folder).glob("results/*/*/metrics.json")
-                metrics = json.loads(found.read_text())
+            usage, metrics = measured(command)
             runs[contender].append({**asdict(usage), **{name: metrics[name] for name in FIGURES}})
             print(f"pair {pair + 1} of {pairs}, {contender}: {usage.seconds:.1f} s", flush=True)
     return runs
@@ -63,7 +51,7 @@ def main(pairs: int, output: Path) -> int:
     for needed in (OUR_CONFIG, ANOMALIB_CONFIG, Path("scripts/train.py")):
         if not needed.is_file():
             raise UserError(f"There is no {needed} here: run this from the root of the checkout.")
-    record = {"runs": measure_pairs({ANOMALIB: anomalib_command, OURS: our_command}, pairs)}
+    record = {"runs": measure_pairs({ANOMALIB: anomalib_command, OURS: partial(our_command, config=OUR_CONFIG)}, pairs)}
     figures = [
         [name, *(spread([run[name] for run in runs], "", digits=4) for runs in record["runs"].values()), ""]
         for name in ("image_AUROC", "pixel_AUROC")
