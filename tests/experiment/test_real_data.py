@@ -11,6 +11,7 @@ from scipy import stats
 
 from padim_bottle import Padim
 from padim_bottle.data.images import read_image
+from padim_bottle.experiment.config import ExperimentConfig
 from padim_bottle.experiment.train import build, run
 from padim_bottle.model.rule import Rule
 from padim_bottle.predict.predictor import load_predictor
@@ -28,10 +29,8 @@ pytestmark = [pytest.mark.real_data, pytest.mark.slow, pytest.mark.timeout(300)]
 @pytest.fixture(scope="module")
 def recorded(mvtec_root, real_weights, tmp_path_factory):
     """A run, and the images (N, 3, H, W) and their features as its network saw them: those of the training first."""
-    experiment = build(
-        CONFIGS / "padim_resnet18.yaml", ["--trainer.enable_progress_bar", "false"], seed=0,
-        results=tmp_path_factory.mktemp("results"),
-    )  # fmt: skip
+    config = ExperimentConfig(CONFIGS / "padim_resnet18.yaml", ["--trainer.enable_progress_bar", "false"])
+    experiment = build(config.choose(seed=0, results=tmp_path_factory.mktemp("results")))
     network, seen = experiment.model.model, []
 
     def record(images):

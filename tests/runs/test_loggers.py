@@ -12,6 +12,7 @@ import yaml
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from PIL import Image
 
+from padim_bottle.experiment.config import ExperimentConfig
 from padim_bottle.experiment.train import build, train
 from padim_bottle.runs.loggers import log_results
 
@@ -133,7 +134,7 @@ def test_every_documented_logger_is_what_its_command_names(config, arguments):
     assert issubclass(named, Logger)
     assert "results/logs" in str(logger["init_args"])
     if config.stem != "mlflow":  # an extra
-        built = build(ROOT / "configs" / "padim_resnet18.yaml", [*arguments, str(config)])
+        built = build(ExperimentConfig(ROOT / "configs" / "padim_resnet18.yaml", [*arguments, str(config)]))
         read = built.settings.trainer.logger
         assert read.class_path == logger["class_path"]
         assert {**read.init_args.as_dict(), **logger["init_args"]} == read.init_args.as_dict()
