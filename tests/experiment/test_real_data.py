@@ -127,7 +127,7 @@ class Bottles:
         network.image_size = SIZE
         for batch in indices.split(8):
             for grid in network.grids:
-                grid.collect(self.of(batch), keep=True)
+                grid.collect(self.of(batch))
         return network.fit_and_calibrate(0.9995)
 
     def scores(self, model, indices):

@@ -26,14 +26,17 @@ def each(count):
     return Parts.of_photos([""] * count, None)
 
 
-def leave_out(embedding, parts=None, shared=1):
+def fit(embedding, shared=1, dtype=torch.float32):
     gaussians = PatchGaussians(shared=shared)
-    gaussians.update(embedding)
+    gaussians.allocate(*embedding.shape[1:])
+    return gaussians, gaussians.fit(embedding.clone(), dtype=dtype)
+
+
+def leave_out(embedding, parts=None, shared=1):
     count, _, features = embedding.shape
     exact = torch.float64 if embedding.dtype == torch.float64 else dtype_for(count * shared, features)
-    factors = gaussians.factorize(slice(None), exact)
-    left_out = leave_part_out_distances(by_cell(embedding - gaussians.mean, shared), factors, parts or each(count))
-    return by_image(left_out, shared)
+    _, fitted = fit(embedding, shared, exact)
+    return by_image(leave_part_out_distances(fitted.deltas, fitted.factors, parts or each(count)), shared)
 
 
 def refit_without(embedding, i, count, shared=1):
@@ -91,11 +94,9 @@ def test_a_part_left_out_equals_refitting_without_all_of_its_photos(count, featu
 def test_what_a_part_shows_elsewhere_left_out_equals_refitting_without_it(count, features, size):
     generator = torch.Generator().manual_seed(count)
     here, there = torch.randn(2, count, 1, features, generator=generator).double()
-    gaussians = PatchGaussians()
-    gaussians.update(here)
-    factors = gaussians.factorize(slice(None), torch.float64)
+    _, (mean, deltas, factors) = fit(here, dtype=torch.float64)
     parts = Parts(tuple(str(index // size) for index in range(count)))
-    deltas, measured = ((x - gaussians.mean).transpose(0, 1) for x in (here, there))
+    measured = (there - mean).transpose(0, 1)
     found = leave_part_out_distances_of([measured], deltas, factors, parts)[0, 0].double()
     for i in (0, 1, count - 1):
         rest = [j for j in range(count) if j // size != i // size]
@@ -125,9 +126,7 @@ def test_a_part_left_out_z_equals_standardising_by_the_maps_of_the_others(size, 
 
 def test_leave_one_out_distances_exceed_the_training_distances():
     embedding = torch.randn(30, 5, 20, generator=torch.Generator().manual_seed(0))
-    gaussians = PatchGaussians()
-    gaussians.update(embedding)
-    gaussians.factorize(slice(None))
+    gaussians, _ = fit(embedding)
     assert (leave_out(embedding) > gaussians.distance(embedding)).all()
 
 
@@ -205,14 +204,12 @@ def test_false_alarm_rate_on_new_images_is_what_alpha_promises(alpha, position_c
         scale = torch.rand(36, 20, generator=generator) + 0.2
         train = torch.randn(count, 36, 20, generator=generator) * scale
         test = torch.randn(new, 36, 20, generator=generator) * scale
-        gaussians = PatchGaussians()
-        gaussians.update(train)
+        gaussians, _ = fit(train)
         left_out = leave_out(train).unflatten(1, (6, 6))
         calibration = calibrate(
             lambda i, left_out=left_out: left_out[i], each(count), pixel_quantile=0.9995,
             position_calibration=position_calibration,
         )  # fmt: skip
-        gaussians.factorize(slice(None))
         maps = gaussians.distance(test).unflatten(1, (6, 6))
         if position_calibration:
             maps = (maps - calibration.scored_mean) / calibration.scored_std
@@ -249,9 +246,7 @@ def test_new_parts_raise_false_alarms_as_often_as_promised_if_parts_are_named(ph
         calibration = calibrate(
             lambda i, left_out=left_out: left_out[i], groups, pixel_quantile=0.9995, position_calibration=True
         )
-        gaussians = PatchGaussians()
-        gaussians.update(train)
-        gaussians.factorize(slice(None))
+        gaussians, _ = fit(train)
         maps = gaussians.distance(photograph(new).flatten(0, 1)).unflatten(1, (4, 4))
         scores = ((maps - calibration.scored_mean) / calibration.scored_std).flatten(1).amax(1)
         called = scores >= Rule.calibrated(calibration.scores, alpha).threshold

@@ -9,17 +9,20 @@ from padim_bottle.errors import UserError
 from padim_bottle.model.gaussian import COVARIANCE_EPSILON, PatchGaussians, pack_lower, precision_cholesky, unpack_lower
 
 
+EPSILON = COVARIANCE_EPSILON * torch.eye(6, dtype=torch.float64)
+
+
 def embeddings(count=40, positions=9, features=6, seed=0, offset=0.0, spread=1.0):
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(features, features, generator=generator)
     return offset + spread * torch.randn(count, positions, features, generator=generator) @ mixing
 
 
-def fitted(embedding, batch_size=7, **kwargs):
+def fitted(embedding, block=4, **kwargs):
     gaussians = PatchGaussians(**kwargs)
-    for batch in embedding.split(batch_size):
-        gaussians.update(batch)
-    gaussians.factorize(slice(None))
+    gaussians.allocate(*embedding.shape[1:])
+    for start in range(0, embedding.shape[1], block):
+        gaussians.fit(embedding[:, start : start + block].clone(), start)
     return gaussians
 
 
@@ -47,22 +50,20 @@ def test_distance_is_the_textbook_mahalanobis_distance():
 
 def test_statistics_survive_a_large_common_offset():
     embedding = embeddings(count=100, offset=1e4, spread=1.0)
-    gaussians = PatchGaussians()
-    for batch in embedding.split(8):
-        gaussians.update(batch)
+    gaussians = fitted(embedding)
     x = embedding.double()
-    expected = torch.einsum("npd,npe->pde", x - x.mean(0), x - x.mean(0)) / 99
-    covariance = gaussians.covariance(slice(None)) - COVARIANCE_EPSILON * torch.eye(6)
-    torch.testing.assert_close(covariance.double(), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+    expected = torch.linalg.inv(torch.einsum("npd,npe->pde", x - x.mean(0), x - x.mean(0)) / 99 + EPSILON)
     torch.testing.assert_close(gaussians.mean.double(), x.mean(0), rtol=1e-6, atol=0)
+    close = {"rtol": 1e-3, "atol": 1e-3 * expected.abs().max().item()}
+    torch.testing.assert_close(gaussians.inv_covariance.double(), expected, **close)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 16, 40])
-def test_order_and_batch_size_do_not_matter(batch_size):
+@pytest.mark.parametrize("block", [1, 2, 9])
+def test_order_and_blocks_do_not_matter(block):
     embedding = embeddings()
-    expected = fitted(embedding, batch_size=40)
+    expected = fitted(embedding)
     shuffled = embedding[torch.randperm(40, generator=torch.Generator().manual_seed(1))]
-    ours = fitted(shuffled, batch_size=batch_size)
+    ours = fitted(shuffled, block)
     torch.testing.assert_close(ours.mean, expected.mean, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours.precision_cholesky, expected.precision_cholesky, rtol=1e-4, atol=1e-5)
 
@@ -96,11 +97,10 @@ def test_jitter_grows_until_it_is_enough_and_is_named(caplog):
 
 
 def test_features_that_are_not_finite_are_refused():
-    gaussians = PatchGaussians()
     embedding = embeddings()
     embedding[3, 2, 1] = torch.nan
     with pytest.raises(UserError, match="NaN or infinity"):
-        gaussians.update(embedding)
+        fitted(embedding)
 
 
 def test_packing_keeps_the_triangle():

@@ -84,7 +84,7 @@ def test_a_cells_positions_share_their_mean_covariance_and_have_means_of_their_o
     features = {"layer": torch.randn(30, 6, *shape, generator=torch.Generator().manual_seed(0)).double()}
     features["layer"][:, :, 1] *= 3
     grid = PatchGrid(PatchEmbedding({"layer": 6}, 6), share=2)
-    grid.collect(features, keep=False)
+    grid.collect(features)
     grid.fit(None)
     found = grid.distance(features)
     x = features["layer"].permute(0, 2, 3, 1)
@@ -102,7 +102,7 @@ def test_tolerance_is_the_smallest_distance_to_the_gaussians_around(tolerance):
     features = {"layer": torch.randn(30, 5, 4, 3, generator=torch.Generator().manual_seed(0))}
     near, strict = (PatchGrid(PatchEmbedding({"layer": 5}, 5), tolerance=t) for t in (tolerance, 0))
     for grid in (near, strict):
-        grid.collect(features, keep=False)
+        grid.collect(features)
         grid.fit(None)
     found = near.distance(features)
     for row, column in np.ndindex(4, 3):

@@ -3,6 +3,7 @@
 import argparse
 import atexit
 import gc
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -40,6 +41,9 @@ def run_verb(verb: str, words: Sequence[str] | None = None, program: str | None 
     """
     # At exit Python looks through every object of torch and its kin for garbage: more than a second for nothing.
     atexit.register(gc.freeze)
+    # Read when torch is loaded. Its threads else wait for each other by computing nothing at full speed, which takes
+    # the cores from the processes that read photos, and from whatever else the machine does.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     given = sys.argv[1:] if words is None else words
     return run_command(lambda: call(function_of(verb), given, program or f"{verb}.py"))
 

@@ -1,16 +1,17 @@
 """One multivariate Gaussian per patch position: PaDiM's memory of good bottles.
 
 Defard et al. 2021, eq. 1: at each of P positions, the d features of N training images have mean m and
-covariance ``S / (N - 1) + eps I``. Anomalib collects all embeddings, loops over positions in Python and inverts
-each covariance; here S is accumulated batch by batch over all positions at once, and what is kept is the Cholesky
-factor C of the precision matrix (the inverse covariance is ``C C^T``), so that a Mahalanobis distance is a norm:
-``d(x) = || C^T (x - m) ||``.
+covariance ``S / (N - 1) + eps I``, with the scatter S of the images. Anomalib collects all embeddings, loops over
+positions in Python and inverts each covariance; here many positions are fitted together, and what is kept is the
+Cholesky factor C of the precision matrix (the inverse covariance is ``C C^T``), so that a Mahalanobis distance is a
+norm: ``d(x) = || C^T (x - m) ||``.
 
 Neighbouring positions may share a covariance, each with a mean of its own: with k positions a cell, S is the sum over
 the cell and the images, and the covariance ``S / (k (N - 1)) + eps I``.
 """
 
 import logging
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -23,12 +24,25 @@ logger = logging.getLogger(__name__)
 COVARIANCE_EPSILON = 0.01 + 1e-5
 
 
-class PatchGaussians(nn.Module):
-    """Mean and precision of a Gaussian at each patch position, accumulated batch by batch.
+class Fitted(NamedTuple):
+    """Gaussians of some cells, and the training images beside them.
 
-    Memory: ``4 P d (d / k + 1)`` bytes for any number of images (164 MB for P = 4096, d = 100, k = 1); the scatter
-    matrices are turned into the precision factors in place, block by block. In a checkpoint only the lower
-    triangle is kept, in ``storage_dtype``.
+    Attributes:
+        mean: (p, d), at each position.
+        deltas: (C, N k, d), the embeddings less their means, see ``by_cell``.
+        factors: (C, d, d), Cholesky factors of the precision, not rounded to ``storage_dtype``.
+    """
+
+    mean: torch.Tensor
+    deltas: torch.Tensor
+    factors: torch.Tensor
+
+
+class PatchGaussians(nn.Module):
+    """Mean and precision of a Gaussian at each patch position.
+
+    Memory: ``4 P d (d / k + 1)`` bytes for any number of images (164 MB for P = 4096, d = 100, k = 1). In a checkpoint
+    only the lower triangle is kept, in ``storage_dtype``.
 
     Args:
         shared: k, positions that share a covariance: the first k of them, the next k, and so on.
@@ -41,9 +55,8 @@ class PatchGaussians(nn.Module):
         super().__init__()
         self.storage_dtype = storage_dtype
         self.shared = shared
-        self.count = 0
-        self.register_buffer("mean", torch.empty(0))
-        # (P / k, d, d): scatter matrices while fitting, Cholesky factors of the precision afterwards.
+        self.register_buffer("mean", torch.empty(0))  # (P, d)
+        # (P / k, d, d)
         self.register_buffer("precision_cholesky", torch.empty(0))
         self.mean: torch.Tensor
         self.precision_cholesky: torch.Tensor
@@ -53,58 +66,44 @@ class PatchGaussians(nn.Module):
         """Inverse covariance matrices (P / k, d, d), as anomalib's ``MultiVariateGaussian`` keeps them."""
         return self.precision_cholesky @ self.precision_cholesky.mT
 
-    def update(self, embedding: torch.Tensor) -> None:
-        """Add a batch to the mean and scatter, by Chan, Golub and LeVeque's pairwise update (1983, eq. 2.1).
+    def allocate(self, positions: int, features: int) -> None:
+        """Make room for the Gaussians of so many positions, block by block to be fitted."""
+        self.mean = self.mean.new_empty(positions, features)
+        self.precision_cholesky = self.mean.new_empty(positions // self.shared, features, features)
 
-        Each batch is centred on its own mean, so a large common offset costs no precision.
+    def fit(self, embedding: torch.Tensor, start: int = 0, dtype: torch.dtype = torch.float32) -> Fitted:
+        """Fit the Gaussians of some cells.
 
         Args:
-            embedding: (B, P, d).
+            embedding: (N, p, d) of the N training images at p positions; it is overwritten.
+            start: the first of these positions.
+            dtype: to compute in.
 
         Raises:
             UserError: the embedding holds NaN or infinity.
         """
-        batch, positions, features = embedding.shape
-        batch_mean = embedding.mean(dim=0)
-        if not torch.isfinite(batch_mean).all():
+        count, positions, features = embedding.shape
+        # From the first image on, so that a large common offset costs no digits.
+        first = embedding[0].clone()
+        shift = embedding.sub_(first).mean(dim=0)
+        mean = first + shift
+        if not torch.isfinite(mean).all():
             raise UserError("The backbone's features hold NaN or infinity: check the images and the weights.")
-        if self.count == 0:
-            self.mean = torch.zeros_like(batch_mean)
-            self.precision_cholesky = embedding.new_zeros(positions // self.shared, features, features)
-        total = self.count + batch
-        shift = batch_mean - self.mean
-        # The correction for the two means is one more row of the same product.
-        correction = shift * (self.count * batch / total) ** 0.5
-        rows = by_cell(torch.cat([embedding - batch_mean, correction[None]]), self.shared)
-        self.precision_cholesky.baddbmm_(rows.mT, rows)
-        self.mean += shift * (batch / total)
-        self.count = total
+        deltas = by_cell(embedding.sub_(shift), self.shared)
+        rows = deltas.to(dtype)
+        covariance = torch.bmm(rows.mT, rows).div_(self.shared * (count - 1))
+        covariance.diagonal(dim1=-2, dim2=-1).add_(COVARIANCE_EPSILON)
+        factors = precision_cholesky(covariance)
+        self.mean[start : start + positions] = mean
+        cell = start // self.shared
+        # The model that is tested is the model that is saved.
+        self.precision_cholesky[cell : cell + len(factors)] = factors.to(self.storage_dtype)
+        return Fitted(mean, deltas, factors)
 
     def reset(self) -> None:
-        """Drop all statistics: the next ``update`` is the first."""
-        self.count = 0
+        """Drop the Gaussians."""
         self.mean = self.mean.new_empty(0)
         self.precision_cholesky = self.precision_cholesky.new_empty(0)
-
-    def covariance(self, block: slice) -> torch.Tensor:
-        """Return the regularised covariance matrices of a block of cells, before ``factorize``."""
-        covariance = self.precision_cholesky[block] / (self.shared * (self.count - 1))
-        covariance.diagonal(dim1=-2, dim2=-1).add_(COVARIANCE_EPSILON)
-        return covariance
-
-    def factorize(self, block: slice, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Replace the scatter of a block of cells by the Cholesky factor of its precision, in place.
-
-        Args:
-            block: cells.
-            dtype: to compute in.
-
-        Returns:
-            The factors (c, d, d), not rounded to ``storage_dtype``.
-        """
-        factor = precision_cholesky(self.covariance(block).to(dtype))
-        self.precision_cholesky[block] = factor.to(self.storage_dtype)
-        return factor
 
     def distance(self, embedding: torch.Tensor) -> torch.Tensor:
         """Return the Mahalanobis distances (B, P) of embeddings (B, P, d); paper, eq. 2."""

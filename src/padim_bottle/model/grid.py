@@ -15,7 +15,7 @@ from padim_bottle.errors import UserError
 from padim_bottle.model.area import touched
 from padim_bottle.model.calibration import dtype_for, leave_part_out_distances, leave_part_out_distances_of
 from padim_bottle.model.embedding import PatchEmbedding
-from padim_bottle.model.gaussian import PatchGaussians, by_cell, by_image
+from padim_bottle.model.gaussian import PatchGaussians, by_image
 from padim_bottle.model.parts import Parts
 from padim_bottle.model.store import PhotoStore
 
@@ -69,13 +69,11 @@ class PatchGrid(nn.Module):
         self.embeddings.clear()
         self.typical.fill_(torch.nan)
 
-    def collect(self, features: dict[str, torch.Tensor], *, keep: bool) -> torch.Tensor:
-        """Add a batch to the statistics, keep it if it is to be measured again, and return its embeddings."""
+    def collect(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Keep the embeddings of a batch, and return them."""
         self.shape = self.embedding.grid(features)
         embedding = self._in_cells(self.embedding(features), self.shape)
-        self.gaussian.update(embedding)
-        if keep:
-            self.embeddings.append(embedding)
+        self.embeddings.append(embedding)
         return embedding
 
     def distance(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -90,7 +88,7 @@ class PatchGrid(nn.Module):
         return self._in_place(self.gaussian.distance(embedding), shape)
 
     def fit(self, parts: Parts | None) -> torch.Tensor | None:
-        """Turn the statistics into Gaussians, some cells at a time.
+        """Fit the Gaussians to the embeddings that were collected, some cells at a time.
 
         Args:
             parts: the parts that the N training images show; ``None`` to fit alone.
@@ -101,34 +99,33 @@ class PatchGrid(nn.Module):
         Raises:
             UserError: too few training images, or too few parts.
         """
-        gaussian = self.gaussian
-        if gaussian.count < 2:
-            raise UserError(f"PaDiM needs at least 2 training images to estimate a covariance, found {gaussian.count}.")
-        positions, features = gaussian.mean.shape
+        gaussian, device, count = self.gaussian, self.typical.device, len(self.embeddings)
+        if count < 2:
+            raise UserError(f"PaDiM needs at least 2 training images to estimate a covariance, found {count}.")
+        positions, features = self.embeddings.shape
         shared = gaussian.shared
-        rows = gaussian.count * shared
+        rows = count * shared
         dtype = torch.float32 if parts is None else dtype_for(rows, features)
         if parts is not None and self.tolerance and rows < features:
             dtype = torch.float64
         moves = _moves(*self.shape, self.tolerance)
-        shape = (len(moves), gaussian.count, positions)
-        distances = None if parts is None else torch.empty(shape, device=gaussian.mean.device)
+        distances = None if parts is None else torch.empty(len(moves), count, positions, device=device)
         # In double precision: embeddings twice, some matrices of d x d, and of rows x rows if these are fewer.
         numbers = 2 * rows * features + 6 * features**2 + (3 * rows**2 if rows < features else 0)
-        step = max(1, FIT_BUDGET // (8 * numbers))
-        for start in range(0, positions // shared, step):
-            factors = gaussian.factorize(slice(start, start + step), dtype)
-            if parts is not None and distances is not None:
-                block = slice(start * shared, (start + step) * shared)
-                mean = gaussian.mean[block]
-                deltas = by_cell(self.embeddings.block(block).to(mean.device).sub_(mean), shared)
-                if not self.tolerance:
-                    distances[0, :, block] = by_image(leave_part_out_distances(deltas, factors, parts), shared)
-                    continue
-                reach = np.stack([move.shown[block] for move in moves])
-                near = self.embeddings.block(slice(reach.min(), reach.max() + 1)).to(mean.device)
-                measured = (_at(near, shown - reach.min()).sub_(mean).transpose(0, 1) for shown in reach)
-                distances[:, :, block] = leave_part_out_distances_of(measured, deltas, factors, parts).mT
+        step = max(1, FIT_BUDGET // (8 * numbers)) * shared
+        gaussian.allocate(positions, features)
+        for start in range(0, positions, step):
+            block = slice(start, start + step)
+            mean, deltas, factors = gaussian.fit(self.embeddings.block(block).to(device), start, dtype)
+            if parts is None or distances is None:
+                continue
+            if not self.tolerance:
+                distances[0, :, block] = by_image(leave_part_out_distances(deltas, factors, parts), shared)
+                continue
+            reach = np.stack([move.shown[block] for move in moves])
+            near = self.embeddings.block(slice(reach.min(), reach.max() + 1)).to(device)
+            measured = (_at(near, shown - reach.min()).sub_(mean).transpose(0, 1) for shown in reach)
+            distances[:, :, block] = leave_part_out_distances_of(measured, deltas, factors, parts).mT
         if distances is None:
             return None
         nearest = self._nearest(distances, moves) if self.tolerance else distances[0]

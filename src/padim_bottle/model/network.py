@@ -159,6 +159,11 @@ class PadimModel(AnomalibPadimModel):
         return self.grids[0].gaussian
 
     @property
+    def count(self) -> int:
+        """The training images that were collected; 0 once ``forget_embeddings`` was called."""
+        return len(self.grids[0].embeddings)
+
+    @property
     def idx(self) -> torch.Tensor:
         """The channels that the first grid keeps, sorted."""
         return self.grids[0].embedding.idx
@@ -213,7 +218,7 @@ class PadimModel(AnomalibPadimModel):
             self.likenesses.append(embedding[:, :: max(1, embedding.shape[1] // LIKENESS_POSITIONS)])
         if self.calibrating and self.guided is not None:
             self.guidance.append(grey_photo(images))
-        embeddings = [grid.collect(features, keep=self.calibrating) for grid in self.grids]
+        embeddings = [grid.collect(features) for grid in self.grids]
         return embeddings[0]
 
     def score(self, features: Features, images: torch.Tensor) -> InferenceBatch:
@@ -305,7 +310,7 @@ class PadimModel(AnomalibPadimModel):
         Raises:
             UserError: fewer than three parts.
         """
-        parts = parts or Parts.of_photos([""] * self.gaussian.count, None)
+        parts = parts or Parts.of_photos([""] * self.count, None)
         check_parts(parts)
         self._left_out = [grid.fit(parts) for grid in self.grids]
         if self.fused:

@@ -259,11 +259,12 @@ class Padim(AnomalibPadim):
         """
         if not self.model.calibrating:
             self.model.fit()
+            self.model.forget_embeddings()
             return
         post_processor = self.post_processor
         if not isinstance(post_processor, CalibratedPostProcessor):
             raise UserError("calibration: true needs the post_processor of this package (leave it out or true).")
-        count = self.model.gaussian.count
+        count = self.model.count
         paths = self._training_paths if len(self._training_paths) == count else [""] * count
         parts, copies = self._parts(paths)
         calibration = self.model.fit_and_calibrate(post_processor.pixel_quantile, parts)
