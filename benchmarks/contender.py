@@ -23,11 +23,11 @@ class Contender:
 
     Args:
         make: a function of a module; called once in the process, it returns the function to measure, which returns
-            seconds that it measured itself, or None to be measured as a whole.
+            what it measured itself, or None for the seconds of the whole.
         arguments: of ``make``.
     """
 
-    def __init__(self, make: Callable[..., Callable[..., float | None]], *arguments: Any) -> None:
+    def __init__(self, make: Callable[..., Callable[..., Any]], *arguments: Any) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(other, make, arguments), daemon=True)
@@ -35,8 +35,8 @@ class Contender:
         other.close()
         self._receive()
 
-    def __call__(self, *arguments: Any) -> tuple[float, int]:
-        """Call the function; return its seconds and how far the process's peak memory has grown since it was made."""
+    def __call__(self, *arguments: Any) -> tuple[Any, int]:
+        """Call the function; return what it measured, and how far the process's peak memory has grown since then."""
         time.sleep(PAUSE)
         self._connection.send(arguments)
         return self._receive()
@@ -56,7 +56,7 @@ class Contender:
         return answer
 
 
-def _serve(connection: Connection, make: Callable[..., Callable[..., float | None]], arguments: tuple) -> None:
+def _serve(connection: Connection, make: Callable[..., Callable[..., Any]], arguments: tuple) -> None:
     from padim_bottle.console import quiet
 
     try:

@@ -63,8 +63,8 @@ def random_features(batches: int) -> list[dict[str, "torch.Tensor"]]:
     ]
 
 
-def fit(model: Any, images: int, features: Sequence[dict[str, "torch.Tensor"]]) -> None:
-    """Train a ``new_model`` on so many images and fit it."""
+def collect(model: Any, images: int, features: Sequence[dict[str, "torch.Tensor"]]) -> None:
+    """Train a ``new_model`` on so many images, up to the fit."""
     import torch
 
     for start in range(0, images, BATCH):
@@ -74,6 +74,11 @@ def fit(model: Any, images: int, features: Sequence[dict[str, "torch.Tensor"]]) 
         }
         # Only their size matters.
         model(torch.empty(count, 3, IMAGE_SIZE, IMAGE_SIZE, device="meta"))
+
+
+def fit(model: Any, images: int, features: Sequence[dict[str, "torch.Tensor"]]) -> None:
+    """Train a ``new_model`` on so many images and fit it."""
+    collect(model, images, features)
     if getattr(model, "calibrating", False):
         model.fit_and_calibrate(pixel_quantile=0.9995)
     else:

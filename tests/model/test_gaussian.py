@@ -8,7 +8,6 @@ from anomalib.models.components import MultiVariateGaussian
 from padim_bottle.errors import UserError
 from padim_bottle.model.gaussian import COVARIANCE_EPSILON, PatchGaussians, pack_lower, precision_cholesky, unpack_lower
 
-
 EPSILON = COVARIANCE_EPSILON * torch.eye(6, dtype=torch.float64)
 
 

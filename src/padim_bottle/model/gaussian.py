@@ -82,7 +82,7 @@ class PatchGaussians(nn.Module):
         Raises:
             UserError: the embedding holds NaN or infinity.
         """
-        count, positions, features = embedding.shape
+        count, positions, _ = embedding.shape
         # From the first image on, so that a large common offset costs no digits.
         first = embedding[0].clone()
         shift = embedding.sub_(first).mean(dim=0)
