@@ -13,15 +13,11 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from padim_bottle.evaluation.curves import region_weights, trace_curve
 from padim_bottle.evaluation.predictions import Predictions, Thresholds
 from padim_bottle.report import gallery as figures
+from padim_bottle.report.curve_figures import draw_precision_recall, draw_roc
 from padim_bottle.report.gallery import FIGURES, draw_figures, render, save_figures
 from padim_bottle.report.photo_figures import draw_side_by_side
 from padim_bottle.report.reference_thresholds import reference_thresholds
-from padim_bottle.report.score_figures import (
-    draw_confusion_matrix,
-    draw_precision_recall,
-    draw_roc,
-    draw_score_histogram,
-)
+from padim_bottle.report.score_figures import draw_confusion_matrix, draw_score_histogram
 from padim_bottle.runs.figure_data import save_data
 from padim_bottle.runs.run import Run
 

@@ -6,12 +6,11 @@ from string import ascii_lowercase
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from padim_bottle.compare.markdown import display_names, is_comparable, is_real
 from padim_bottle.evaluation.metrics import labels
 from padim_bottle.report.published import PUBLISHED
-from padim_bottle.report.score_figures import LINES, plain
+from padim_bottle.report.score_figures import LINES, plain, scale_logarithmically, tidy
 
 CAPTION = (
     "Each dot is a run, each large marker the mean over seeds. AUPRO and AUPIMO are the pair that tells methods apart; "
@@ -46,15 +45,9 @@ def draw_comparison(table: pd.DataFrame) -> Figure:
             for number, ((experiment, name), style) in enumerate(zip(names.items(), cycle(LINES), strict=False))
         ]
         axes.set_xlabel(across.get(column, column))
-        axes.grid(color="0.9", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.tick_params(labelsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes, grid="both")
         if column == "seconds_total":
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(ScalarFormatter())
-            axes.xaxis.set_minor_locator(NullLocator())
+            scale_logarithmically(axes)
     panels[0].set_ylabel(labels()[quality])
     key = "dot: one run; large marker: mean over seeds"
     if shown[0] == "pixel_AUPIMO" and quality == "pixel_AUPRO" and is_comparable(drawn).any():

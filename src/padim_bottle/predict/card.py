@@ -14,8 +14,6 @@ CARD_VERSION = 2
 # The main file of each format; OpenVINO keeps its weights in a second one.
 MODEL_FILES = {"onnx": "model.onnx", "openvino": "model.xml"}
 FORMATS = tuple(MODEL_FILES)
-# Of the backbone.
-PRECISIONS = ("float32", "bfloat16", "int8")
 
 INPUT = {
     "name": "input",

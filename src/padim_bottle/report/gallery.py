@@ -20,15 +20,9 @@ from PIL import Image
 
 from padim_bottle.files import write_whole
 from padim_bottle.heat import encode_png
+from padim_bottle.report.curve_figures import draw_precision_recall, draw_pro_curve, draw_roc
 from padim_bottle.report.photo_figures import draw_began_with, draw_calibration_maps, draw_hardest_images
-from padim_bottle.report.score_figures import (
-    Drawing,
-    draw_confusion_matrix,
-    draw_precision_recall,
-    draw_pro_curve,
-    draw_roc,
-    draw_score_histogram,
-)
+from padim_bottle.report.score_figures import Drawing, draw_confusion_matrix, draw_score_histogram
 from padim_bottle.runs.run import Run
 
 logger = logging.getLogger(__name__)

@@ -85,6 +85,15 @@ def defects_table(per_defect: Mapping[str, Any]) -> Table:
     return Table(["", "images", *defect_labels().values()], rows, title="Metrics by type of defect")
 
 
+def describe_counts(counts: Mapping[str, int]) -> str:
+    """Return a confusion matrix in words: ``62 of 63 defects found, 1 false alarm on 20 good images``."""
+    found, alarms = counts["true_positive"], counts["false_positive"]
+    return (
+        f"{found} of {found + counts['false_negative']} defects found, {alarms} false alarm{'s' * (alarms != 1)} on "
+        f"{alarms + counts['true_negative']} good images"
+    )
+
+
 def describe_setup(weights: str, image_size: Sequence[int] | None) -> str:
     """Return backbone and size of the images as a table names them."""
     sides = dict.fromkeys(image_size or ())

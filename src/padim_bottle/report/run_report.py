@@ -21,6 +21,7 @@ from padim_bottle.report.html import (
     data_source,
     defects_table,
     demonstration_warnings,
+    describe_counts,
     read_template,
     render_page,
     run_table,
@@ -141,13 +142,7 @@ def _verdicts(run: Run) -> list[dict[str, str]]:
     """Return what is asked first: how many defects were found, and how many good images raised an alarm."""
     if run.threshold is None or run.predictions.empty:
         return []
-    counts = run.counts(run.threshold)
-    found, alarms = counts["true_positive"], counts["false_positive"]
-    value = (
-        f"{found} of {found + counts['false_negative']} defects found, {alarms} false alarm{'s' * (alarms != 1)} on "
-        f"{alarms + counts['true_negative']} good images"
-    )
-    return [{"name": "verdicts", "value": value}]
+    return [{"name": "verdicts", "value": describe_counts(run.counts(run.threshold))}]
 
 
 def _first_threshold(run: Run, references: Sequence[Reference]) -> float:

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from padim_bottle.report.html import METRICS_NOTE, defects_table, run_table
+from padim_bottle.report.html import METRICS_NOTE, defects_table, describe_counts, run_table
 from padim_bottle.runs.changes import change_sentences
 from padim_bottle.runs.run import Run
 from padim_bottle.tables import DASH, figure
@@ -61,13 +61,9 @@ def _calibration_sentence(metrics: dict[str, Any]) -> str:
 
 
 def _threshold_sentences(metrics: dict[str, Any]) -> str:
-    counts, thresholds = metrics["confusion_matrix"], metrics["thresholds"]
-    alarms = counts["false_positive"]
-    good = alarms + counts["true_negative"]
-    defective = counts["true_positive"] + counts["false_negative"]
+    thresholds = metrics["thresholds"]
     return (
-        f"Threshold {thresholds['image']:.3f} ({thresholds['source']}): {counts['true_positive']} of {defective} "
-        f"defects found, {alarms} false alarm{'s' * (alarms != 1)} on {good} good images; "
+        f"Threshold {thresholds['image']:.3f} ({thresholds['source']}): {describe_counts(metrics['confusion_matrix'])}; "
         f"precision {_spell(metrics['image_precision'])}, recall {_spell(metrics['image_recall'])}.\n"
         f"Tuned on the test labels, for comparison: anomalib's F1Score {_spell(metrics['image_F1Score_anomalib'])}, "
         f"best possible F1 {_spell(metrics['image_F1Max'])}."
