@@ -61,9 +61,9 @@ def _calibration_sentence(metrics: dict[str, Any]) -> str:
 
 
 def _threshold_sentences(metrics: dict[str, Any]) -> str:
-    thresholds = metrics["thresholds"]
+    own, counts = metrics["thresholds"], metrics["confusion_matrix"]
     return (
-        f"Threshold {thresholds['image']:.3f} ({thresholds['source']}): {describe_counts(metrics['confusion_matrix'])}; "
+        f"Threshold {own['image']:.3f} ({own['source']}): {describe_counts(counts)}; "
         f"precision {_spell(metrics['image_precision'])}, recall {_spell(metrics['image_recall'])}.\n"
         f"Tuned on the test labels, for comparison: anomalib's F1Score {_spell(metrics['image_F1Score_anomalib'])}, "
         f"best possible F1 {_spell(metrics['image_F1Max'])}."
