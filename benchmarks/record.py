@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import platform
 import statistics
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from padim_bottle.errors import UserError
 from padim_bottle.files import write_whole
+from padim_bottle.stages import cores
 
 RECORDS = Path("results/reference/benchmarks")
 ANOMALIB, OURS = "anomalib", "ours"
@@ -31,8 +31,7 @@ def new_benchmark_parser(description: str | None) -> argparse.ArgumentParser:
 
 def describe_machine() -> dict[str, Any]:
     """Return the processor's name, the number of cores this process may use, and the system."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": _cpu_name(), "cores": cores, "system": f"{platform.system()} {platform.machine()}"}
+    return {"cpu": _cpu_name(), "cores": cores(), "system": f"{platform.system()} {platform.machine()}"}
 
 
 def _cpu_name() -> str:

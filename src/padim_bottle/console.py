@@ -15,6 +15,18 @@ def quiet_imports() -> Iterator[None]:
     quiet()
 
 
+@contextlib.contextmanager
+def errors_alone(logger: str) -> Iterator[None]:
+    """Let a logger say nothing but errors within."""
+    named = logging.getLogger(logger)
+    level = named.level
+    named.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        named.setLevel(level)
+
+
 def quiet() -> None:
     """Silence messages of libraries that a user can do nothing about."""
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -1,4 +1,4 @@
-"""Where a run's time goes: wall and CPU seconds of each stage, in one clock a process."""
+"""Where a run's time goes: wall and CPU seconds of each stage, in one clock a process, and the cores it may use."""
 
 import contextlib
 import os
@@ -93,6 +93,11 @@ def since_start() -> Stage | None:
     except (AttributeError, OSError, IndexError, ValueError):
         return None
     return Stage(seconds, seconds, sum(_cpu_seconds()))
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_seconds() -> tuple[float, float]:

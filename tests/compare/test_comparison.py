@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import stats
 
 from padim_bottle.commands.command_line import run_verb
-from padim_bottle.compare.maps import draw_maps
+from padim_bottle.compare.comparison import draw_maps
 from padim_bottle.compare.markdown import report
 from padim_bottle.compare.outputs import write_comparison
 from padim_bottle.compare.statistics import (

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
 from padim_bottle.data.images import read_image, read_size
 from padim_bottle.data.listing import find_photos
 from padim_bottle.errors import UserError
+from padim_bottle.runs.run import read_csv
 
 MAX_PIXELS = 50_000_000
 """More than most cameras have; decoded, it is 150 MB."""
@@ -113,10 +113,10 @@ def _run_of(model: Path) -> Path | None:
 
 def _good_test_photos(run: Path) -> list[Path]:
     try:
-        table = pd.read_csv(run / "predictions.csv", usecols=["image_path", "label"], dtype={"label": bool})
-    except (OSError, ValueError):
+        table = read_csv(run / "predictions.csv")
+        return [Path(path) for path in table.loc[~table["label"].astype(bool), "image_path"]]
+    except (OSError, ValueError, KeyError):
         return []
-    return [Path(path) for path in table.loc[~table["label"], "image_path"]]
 
 
 def shrink(photo: Picture, side: int) -> Picture:

@@ -1,7 +1,6 @@
 """Photos on disk as batches: anomalib's dataset, read once at the model's size and never shuffled."""
 
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from padim_bottle.data.images import read_image, read_mask
 from padim_bottle.data.joint_transform import transform_together
 from padim_bottle.data.layout import GOOD, LabelledImage
 from padim_bottle.errors import UserError
+from padim_bottle.stages import cores
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +149,19 @@ class OrderedLoading(AnomalibDataModule):
         )
 
 
+def loading(train_batch_size: int, eval_batch_size: int, num_workers: int | None) -> dict[str, int]:
+    """Return a data module's arguments by their names, the workers as of ``default_num_workers`` if not given.
+
+    Raises:
+        UserError: one is too small.
+    """
+    batches = {"train_batch_size": train_batch_size, "eval_batch_size": eval_batch_size}
+    workers = default_num_workers() if num_workers is None else num_workers
+    check_at_least(1, **batches)
+    check_at_least(0, num_workers=workers)
+    return {**batches, "num_workers": workers}
+
+
 def check_at_least(least: int, **arguments: int) -> None:
     """Raise a UserError that names the first argument of a data module that is too small."""
     for name, value in arguments.items():
@@ -158,8 +171,7 @@ def check_at_least(least: int, **arguments: int) -> None:
 
 def default_num_workers() -> int:
     """One worker for each core that this process may use, 8 at most."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 8)
+    return min(cores(), 8)
 
 
 def _use_one_thread(_worker: int) -> None:

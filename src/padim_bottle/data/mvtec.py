@@ -8,7 +8,7 @@ from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import Split, TestSplitMode, ValSplitMode
 from torchvision.transforms.v2 import Transform
 
-from padim_bottle.data.dataset import OrderedLoading, PhotoDataset, check_at_least, default_num_workers
+from padim_bottle.data.dataset import OrderedLoading, PhotoDataset, loading
 from padim_bottle.data.download import download_category
 from padim_bottle.data.layout import CATEGORIES, find_files, verify_category
 from padim_bottle.data.listing import left_out
@@ -68,14 +68,10 @@ class MVTecAD(OrderedLoading, anomalib.data.MVTecAD):
         verify: bool = True,
         download: bool = True,
     ) -> None:
-        check_at_least(1, train_batch_size=train_batch_size, eval_batch_size=eval_batch_size)
-        check_at_least(0, num_workers=num_workers or 0)
         super().__init__(
             root=Path(root).expanduser() if root else data_root(),
             category=category,
-            train_batch_size=train_batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=default_num_workers() if num_workers is None else num_workers,
+            **loading(train_batch_size, eval_batch_size, num_workers),
             train_augmentations=train_augmentations,
             val_augmentations=val_augmentations,
             test_augmentations=test_augmentations,

@@ -6,7 +6,7 @@ from pathlib import Path
 from anomalib.data.utils import Split
 from torchvision.transforms.v2 import Transform
 
-from padim_bottle.data.dataset import OrderedLoading, PhotoDataset, check_at_least, default_num_workers
+from padim_bottle.data.dataset import OrderedLoading, PhotoDataset, loading
 from padim_bottle.data.digest import file_digests
 from padim_bottle.data.layout import LabelledImage, find_test_images
 from padim_bottle.data.listing import Listing, left_out, list_photos
@@ -53,12 +53,8 @@ class Photos(OrderedLoading):
         augmentations: Transform | None = None,
         keep_rejecting: Path | str | None = None,
     ) -> None:
-        check_at_least(1, train_batch_size=train_batch_size, eval_batch_size=eval_batch_size)
-        check_at_least(0, num_workers=num_workers or 0)
         super().__init__(
-            train_batch_size=train_batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=default_num_workers() if num_workers is None else num_workers,
+            **loading(train_batch_size, eval_batch_size, num_workers),
             augmentations=augmentations,
         )
         self.folders = [Path(one).expanduser() for one in (folder if isinstance(folder, list) else [folder])]

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from padim_bottle.console import errors_alone
 from padim_bottle.data.images import read_image, scale_of
 from padim_bottle.export.openvino_model import Backbone, compile_features, keep_single_precision
 from padim_bottle.model.padim import Padim
@@ -69,11 +70,7 @@ def refit(padim: Padim, model: Any, backbone: Backbone, precision: str, photos: 
         photos: of the training, in its order.
     """
     features_of = compile_features(model, backbone, settings_for(precision))
-    # Of few photos and of copies: training has said so.
-    logger = logging.getLogger("padim_bottle.model")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
+    with errors_alone("padim_bottle.model"):  # of few photos and of copies training has said so
         padim.on_train_start()
         for path in tqdm(photos, desc=precision, unit="photo", disable=None, leave=False):
             pixels = read_pixels(path, padim.photo_bits)
@@ -84,8 +81,6 @@ def refit(padim: Padim, model: Any, backbone: Backbone, precision: str, photos: 
                 image = padim.pre_processor.transform(image)
             padim.collect(features, image, [str(path)])
         padim.fit()
-    finally:
-        logger.setLevel(level)
     padim.eval()
 
 

@@ -1,6 +1,5 @@
 """Fitted models ready to predict, loaded from a checkpoint or from an ONNX or OpenVINO export."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from padim_bottle.model.rule import Rule, raw_scores
 from padim_bottle.predict.card import CARD, MODEL_FILES, describe_padim, read_card
 from padim_bottle.predict.photo_resize import resize_photo
 from padim_bottle.runs import folder
+from padim_bottle.stages import cores
 
 # From photos (B, 3, H, W), RGB float32 in [0, 1], to anomalib's outputs by name, and to raw_score where it is at hand.
 Run = Callable[[NDArray[np.float32]], dict[str, NDArray[Any]]]
@@ -242,7 +242,7 @@ def _load_checkpoint(
 def _load_onnx(folder: Path, card: dict[str, Any], threads: int | None) -> Run:
     ort = _require("onnxruntime", "ONNX")
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or _cores()
+    options.intra_op_num_threads = threads or cores()
     options.log_severity_level = 3
     file = folder / MODEL_FILES["onnx"]
     try:
@@ -258,7 +258,7 @@ def _load_openvino(folder: Path, card: dict[str, Any], threads: int | None) -> R
     file = folder / MODEL_FILES["openvino"]
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads or _cores(),
+        "INFERENCE_NUM_THREADS": threads or cores(),
         **card["openvino_settings"],
     }
     try:
@@ -280,7 +280,3 @@ def _require(package: str, name: str) -> Any:
         return import_module(package)
     except ImportError as error:
         raise UserError(f'{name} models need {package}: pip install -e ".[export]" ({error}).') from error
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

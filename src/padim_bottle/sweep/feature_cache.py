@@ -68,13 +68,7 @@ class FeatureCache:
 
 
 class _Recording:
-    """What one run of a seed saw.
-
-    Args:
-        folder: of the files.
-        seed: of the run.
-        network: of the run.
-    """
+    """What one run of a seed saw, in files of a folder."""
 
     def __init__(self, folder: Path | None, seed: int, network: PadimModel) -> None:
         self.seed = seed

@@ -1,6 +1,5 @@
 """Measure every setting of a grid on synthetic anomalies in held-out training photos."""
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import instantiate_class
 from torchvision.transforms.v2 import Transform
 
+from padim_bottle.console import errors_alone
 from padim_bottle.data.layout import GOOD
 from padim_bottle.data.mvtec import MVTecAD
 from padim_bottle.data.photos import Photos
@@ -126,11 +126,7 @@ def measure(
     advance_photos = track("photos", 2 * len(paths) * len(passes))
     advance_fits = track("fits", sum(map(len, seeds)) * len(splits))
     rows = []
-    logger = logging.getLogger("padim_bottle.model")
-    level = logger.level
-    # Of few photos and of copies: training says so.
-    logger.setLevel(logging.ERROR)
-    try:
+    with errors_alone("padim_bottle.model"):  # of few photos and of copies training says so
         for backbone in passes:
             sharing = [number for number, need in enumerate(needs) if need.backbone == backbone]
             first = build_model(candidates[sharing[0]].experiment, settings.seeds[0])
@@ -154,8 +150,6 @@ def measure(
                         )
                         advance_fits(1)
             del features  # and their files, before the next backbone's
-    finally:
-        logger.setLevel(level)
     return pd.DataFrame(rows).astype({"seed": "Int64"})
 
 
