@@ -20,8 +20,7 @@ TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "src" / "padim_bottle"
 LIBRARIES = ("anomalib.engine", "anomalib.models", "cv2", "matplotlib.figure", "pandas", "scipy.stats", "timm")
 QUICK = (
-    "test_tables.py", "test_files.py", "evaluation/test_differences.py", "runs/test_description.py",
-    "evaluation/test_curves.py", "runs/test_run.py", "data/test_samples.py",
+    "test_tables.py", "test_files.py", "evaluation/test_differences.py", "runs/test_description.py", "runs/test_run.py",
 )  # fmt: skip
 
 

@@ -147,7 +147,7 @@ def test_broken_bytes_are_an_image_or_refused_by_name(tmp_path, kind, seed, data
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_image_and_mask_lie_as_a_viewer_shows_them(tmp_path, orientation):
-    """The EXIF orientations as their standard describes them: where row 0 and column 0 of the file are to be seen."""
+    """EXIF orientations as their standard says: where row 0 and column 0 of the file are to be seen."""
     grid = np.arange(15, dtype=np.uint8).reshape(3, 5) * 16
     as_shown = {
         1: grid, 2: grid[:, ::-1], 3: grid[::-1, ::-1], 4: grid[::-1],

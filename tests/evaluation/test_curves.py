@@ -1,21 +1,12 @@
-"""The curves against scikit-learn and against a slow, literal reading of AUPRO's definition."""
+"""AUPRO and AUPIMO against slow, literal readings of their definitions; test_numbers.py holds the other curves."""
 
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from skimage.measure import label as label_regions
-from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
 
 from padim_bottle.evaluation.curves import aupimo, aupimo_interval, region_weights, trace_curve
-
-
-def trace(scores, labels, parts=1):
-    """Trace a curve, with the negatives given in several sorted sets."""
-    negatives = [np.sort(part) for part in np.array_split(scores[~labels], parts)]
-    return trace_curve(negatives, scores[labels])
 
 
 def trace_maps(maps, masks):
@@ -48,43 +39,6 @@ def random_maps(rng, levels, size=(4, 12, 10)):
     masks = rng.random(size) < 0.15
     masks[0] = False
     return (rng.integers(0, levels, size) + 2 * masks).astype(np.float32) - 7, masks
-
-
-labelled_scores = st.integers(2, 40).flatmap(
-    lambda n: st.tuples(
-        st.lists(st.integers(-5, 5), min_size=n, max_size=n).map(np.array),
-        st.lists(st.booleans(), min_size=n, max_size=n).map(np.array).filter(lambda x: x.any() and not x.all()),
-    )
-)
-
-
-@given(labelled_scores)
-@settings(max_examples=80, deadline=None)
-def test_curves_equal_scikit_learns_and_tied_scores_make_one_point(case):
-    scores, labels = case
-    curve = trace(scores, labels, parts=2)
-    assert curve.auroc == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
-    assert curve.average_precision == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
-
-    precision, recall, thresholds = precision_recall_curve(labels, scores)
-    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    best, threshold = curve.f1_max
-    assert best == pytest.approx(f1.max(), abs=1e-9)
-    # the lowest of the thresholds that reach the maximum, and the score itself is on the defective side
-    assert threshold == thresholds[np.flatnonzero(f1[:-1] > f1.max() - 1e-9)[0]]
-    assert f1_score(labels, scores >= threshold) == pytest.approx(best, abs=1e-12)
-
-
-@given(labelled_scores)
-@settings(max_examples=50, deadline=None)
-def test_only_the_order_of_scores_matters(case):
-    scores, labels = case
-    before, after = trace(scores, labels), trace(scores.astype(float) ** 3 / 7 - 100, labels)
-    assert (after.auroc, after.average_precision, after.f1_max[0]) == (
-        before.auroc,
-        before.average_precision,
-        before.f1_max[0],
-    )
 
 
 @pytest.mark.parametrize("levels", [1, 2, 5, 40, 10**6])
@@ -123,14 +77,9 @@ def test_regions_touch_at_corners_but_not_across_images():
     assert region_weights(masks[:0]).shape == (0,)
 
 
-@pytest.mark.parametrize("defective", [True, False])
-def test_one_class_has_no_curve(defective):
-    assert trace(np.arange(4.0), np.full(4, defective)) is None
-
-
 def test_aupro_needs_regions():
     with pytest.raises(ValueError, match="overlap_weights"):
-        trace(np.arange(4.0), np.array([False, True, False, True])).aupro()
+        trace_curve([np.arange(2.0)], np.arange(2.0)).aupro()
 
 
 def aupimo_by_definition(good, maps, masks, bounds):

@@ -12,7 +12,6 @@ from sklearn.metrics import average_precision_score, confusion_matrix, f1_score,
 
 from padim_bottle.evaluation.metrics import evaluate
 from padim_bottle.evaluation.predictions import Predictions, Thresholds
-from padim_bottle.model.gaussian import COVARIANCE_EPSILON, PatchGaussians
 from padim_bottle.model.network import PadimModel
 
 
@@ -61,6 +60,14 @@ def test_every_metric_of_every_test_set_equals_scikit_learns(predictions, which,
     ):
         for name, theirs in zip(("AUROC", "AUPR", "F1Max"), areas(truth, scores), strict=True):
             assert_equal(metrics[f"{level}_{name}"], theirs)
+        # The lowest of the thresholds that reach the maximum.
+        best = [
+            value
+            for value in set(scores.tolist())
+            if metrics[f"{level}_F1Max"] is not None
+            and f1_score(truth, scores >= value) > metrics[f"{level}_F1Max"] - 1e-9
+        ]
+        assert metrics["thresholds"][f"{level}_F1Max"] == min(best, default=None)
         f1 = f1_score(truth, scores.astype(np.float64) >= threshold, zero_division=0) if truth.any() else None
         assert_equal(metrics[f"{level}_F1Score"], f1)
 
@@ -83,35 +90,6 @@ def test_every_metric_of_every_test_set_equals_scikit_learns(predictions, which,
         assert_equal(part["recall"], called[types == defect].mean())
 
 
-# --- The fit ---
-
-
-@pytest.mark.parametrize(("offset", "spread"), [(0, 1), (1e4, 1), (-1e4, 1), (0, 1e-3), (0, 1e3)])
-def test_fitted_gaussians_equal_numpys_in_float64(offset, spread):
-    """The reference takes the same float32 numbers; at an offset of 1e4 they themselves are a thousandth apart."""
-    count, features = 200, 12
-    mixing = torch.randn(features, features, generator=torch.Generator().manual_seed(1))
-    noise = torch.randn(count, 3, features, generator=torch.Generator().manual_seed(0)) @ mixing
-    embedding = (offset + spread * noise).float()
-    gaussians = PatchGaussians()
-    gaussians.allocate(3, features)
-    factors = gaussians.fit(embedding.clone()).factors.double()
-    covariance = torch.linalg.inv(factors @ factors.mT)
-    for position in range(3):
-        x = embedding[:, position].double().numpy()
-        expected = np.cov(x.T) + COVARIANCE_EPSILON * np.eye(features)
-        tolerance = 1e-5 if offset == 0 else 1e-3
-        np.testing.assert_allclose(covariance[position], expected, rtol=0, atol=tolerance * np.abs(expected).max())
-        np.testing.assert_allclose(gaussians.mean[position], x.mean(0), rtol=0, atol=1e-5 * spread + abs(offset) * 1e-6)
-    delta = embedding[:20].double().numpy() - embedding.double().mean(0).numpy()
-    distances = gaussians.distance(embedding[:20])
-    for position in range(3):
-        x = embedding[:, position].double().numpy()
-        inverse = np.linalg.inv(np.cov(x.T) + COVARIANCE_EPSILON * np.eye(features))
-        expected = np.sqrt(np.einsum("nd,de,ne->n", delta[:, position], inverse, delta[:, position]))
-        np.testing.assert_allclose(distances[:, position], expected, rtol=1e-3 if offset == 0 else 1e-2)
-
-
 def trained(images, order, batch_size):
     """Train and calibrate the network on images (N, 3, H, W) in this order."""
     model = PadimModel("resnet18", ["layer1", "layer2"], False, 20, position_calibration=True)
@@ -128,7 +106,7 @@ def test_order_and_batch_size_of_the_training_images_do_not_matter():
     new = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     model, calibration = trained(images, torch.arange(15), 15)
     expected = model(new)
-    for seed, batch_size in ((1, 1), (2, 4), (4, 15)):
+    for seed, batch_size in ((1, 1), (2, 4)):
         order = torch.randperm(15, generator=torch.Generator().manual_seed(seed))
         other_model, other = trained(images, order, batch_size)
         result = other_model(new)
@@ -136,15 +114,3 @@ def test_order_and_batch_size_of_the_training_images_do_not_matter():
             torch.testing.assert_close(getattr(other, name), getattr(calibration, name), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(result.anomaly_map, expected.anomaly_map, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(result.pred_score, expected.pred_score, rtol=1e-4, atol=0)
-
-
-@pytest.mark.parametrize("pixel", [0.0, 0.3])
-def test_identical_training_images_give_finite_numbers_and_a_warning(pixel, caplog):
-    images = torch.full((6, 3, 64, 64), pixel)
-    model, calibration = trained(images, torch.arange(6), 4)
-    for name in ("scores", "pixel_threshold", "scored_mean", "scored_std"):
-        assert torch.isfinite(getattr(calibration, name)).all()
-    assert "training images do not differ" in caplog.text
-    same, other = model(torch.cat([images[:1], images[:1] + torch.rand(1, 3, 64, 64)])).pred_score
-    assert torch.isfinite(other)
-    assert same <= calibration.scores.max() < other

@@ -1,4 +1,4 @@
-"""Command lines and YAML files as users get them wrong, and every config as it stands."""
+"""Every config as it stands: what its head says, and that it runs."""
 
 import inspect
 import json
@@ -22,49 +22,6 @@ EXPERIMENTS = [config for config in CONFIGS if "model" in yaml.safe_load(config.
 OTHER_DATA = {"folder": "my_parts", "visa": "visa", "mvtec_ad2": "MVTec_AD_2"}
 FAST = {"padim_resnet18", "padim_resnet18_grids"}
 REAL = [config for config in EXPERIMENTS if config.stem not in {"demo", *OTHER_DATA}]
-
-
-@pytest.fixture
-def error_of(error_line):
-    def refuse(arguments):
-        assert run_verb("train", ["--config", str(ROOT / "configs" / "demo.yaml"), *arguments]) == 2
-        return error_line()
-
-    return refuse
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--model.init_args.n_featurs", "3"], ["n_featurs", "not accepted"]),
-        (["--model.init_args.n_features", "many"], ["n_features", "int", "'many'"]),
-        (["--model.init_args.copies", "keep"], ["copies", "warn", "keep"]),
-        (["--model.init_args.backbone", "resnet_18"], ["backbone", "no model 'resnet_18'"]),
-        (["--model.init_args.layers", "[layer9]"], ["layers", "no layer9", "layer3 (256 channels)"]),
-        (["--model.init_args.alpha", "7"], ["alpha", "7.0 is not between 0 and 1"]),
-        (["--trainer.acelerator", "cpu"], ["trainer.acelerator"]),
-        (["--unheard-of", "3"], ["unheard-of"]),
-        (["--data", "padim_bottle.NoSuchData"], ["NoSuchData"]),
-        (["--model", "os.system"], ["os.system"]),
-        (["--seed", "-3"], ["seed", "-3 is negative"]),
-    ],
-)
-def test_a_mistake_is_refused_in_one_line_that_names_it(arguments, words, error_of, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    message = error_of(arguments)
-    assert all(word in message for word in words), message
-    assert not (tmp_path / "results").exists()
-
-
-def test_a_config_file_that_is_not_there_is_named(capsys):
-    assert run_verb("train", ["--config", "no/such.yaml"]) == 2
-    assert "no/such.yaml" in capsys.readouterr().err
-
-
-def test_unknown_category_names_those_there_are(tmp_path, monkeypatch, error_of, bottles):
-    monkeypatch.chdir(tmp_path)
-    message = error_of(["--data", "padim_bottle.MVTecAD", "--data.root", str(bottles), "--data.category", "botle"])
-    assert "botle" in message and "transistor" in message
 
 
 def init_defaults(class_path):
@@ -143,6 +100,8 @@ def test_every_config_runs(config, few_bottles, random_weights, tmp_path, monkey
     if text["model"]["class_path"].startswith("padim_bottle."):
         size = "[28, 28]" if "patch14" in text["model"]["init_args"].get("backbone", "") else "[32, 32]"
         arguments += ["--model.init_args.pre_trained", "false", "--model.init_args.image_size", size]
+    if "coreset_sampling_ratio" in text["model"]["init_args"]:
+        arguments += ["--model.init_args.coreset_sampling_ratio", "0.01"]
     if "max_epochs" in text["trainer"]:
         arguments += ["--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1"]
     # These bottles are not the published one, against which a config's own MVTecAD is verified.

@@ -206,8 +206,10 @@ ZYGOTE = """
 import json, os, sys
 from padim_bottle.commands.command_line import run_verb
 import padim_bottle.sweep.feature_cache, padim_bottle.runs.writer, padim_bottle.compare.outputs
-import padim_bottle.data.synthetic
+import padim_bottle.data.synthetic, padim_bottle.report.callback, padim_bottle.report.screen
+import padim_bottle.commands.train_command, padim_bottle.commands.sweep_command, padim_bottle.experiment.variants
 import padim_bottle.model.padim, padim_bottle.compare.markdown, filelock, rich.progress, omegaconf
+import pandas.io.formats.csvs
 
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
 
