@@ -97,16 +97,13 @@ def _drop_what_cannot_be_printed() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def in_a_line(error: object, longest: int = 400) -> str:
-    """Return what an error, or a text, says in one line without its last full stop.
+def in_a_line(error: object) -> str:
+    """Return what an error, or a text, says in one line without its last full stop, or the error's type if nothing.
 
-    Args:
-        error: one that says nothing is called by its type.
-        longest: characters; of a longer message the middle is left out.
+    Of more than 400 characters the middle is left out.
     """
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    half = longest // 2
-    return text if len(text) <= longest else f"{text[:half]} ... {text[-half:]}"
+    return text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
 
 
 def close_broken_streams() -> bool:
@@ -180,7 +177,7 @@ def _explain_machine(error: BaseException) -> str | None:
     return None
 
 
-def first_few(problems: list[str], shown: int = 5) -> str:
-    """Spell out a list that may be long: its first members, and how many more there are."""
-    more = f" and {len(problems) - shown} more ({len(problems)} in all)" if len(problems) > shown else ""
-    return "; ".join(problems[:shown]) + more
+def first_few(problems: list[str]) -> str:
+    """Spell out a list that may be long: its first five members, and how many more there are."""
+    more = f" and {len(problems) - 5} more ({len(problems)} in all)" if len(problems) > 5 else ""
+    return "; ".join(problems[:5]) + more

@@ -64,7 +64,8 @@ def whole_folder(folder: Path, *, keep: bool = False) -> Iterator[Path]:
         OSError: it cannot be written; an earlier folder is untouched.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    settle_folder(folder)
+    for hidden in abandoned_folders(folder):
+        _settle(hidden, folder)
     hidden, lock = locked_folder(folder)
     try:
         (hidden / _NEW).mkdir()
@@ -82,13 +83,8 @@ def whole_folder(folder: Path, *, keep: bool = False) -> Iterator[Path]:
         _settle(hidden, folder)
 
 
-def settle_folder(folder: Path) -> None:
-    """Finish, or take back, what processes that were killed in ``whole_folder`` had begun."""
-    for hidden in abandoned_folders(folder):
-        _settle(hidden, folder)
-
-
 def _settle(hidden: Path, folder: Path) -> None:
+    """Finish, or take back, what a process that ended in ``whole_folder`` had begun."""
     if (hidden / _OLD).exists():  # so the new one is whole
         for name in (_NEW, _OLD):
             with contextlib.suppress(OSError):

@@ -17,7 +17,7 @@ import pytest
 
 from padim_bottle.data import download
 from padim_bottle.data.download import WORK_FOLDER, SourceError, archive_url, download_category, unpack
-from padim_bottle.data.layout import CATEGORIES, fingerprint
+from padim_bottle.data.layout import CATEGORIES, verify_category
 from padim_bottle.errors import UnavailableError, UserError
 
 # The smallest category of MVTec AD: its numbers of images are checked, not their content.
@@ -113,7 +113,7 @@ def test_the_hub_is_asked_first_for_the_category_alone_and_resumes(tmp_path, hub
     assert not (tmp_path / CATEGORY).exists()
     hub.answer = rest
     assert download_category(CATEGORY, tmp_path) == tmp_path / CATEGORY
-    assert fingerprint(tmp_path, CATEGORY) == fingerprint(published, CATEGORY)
+    assert verify_category(tmp_path, CATEGORY) == verify_category(published, CATEGORY)
     assert hub.asked == [("foersben/mvtec-ad", "dataset", [f"{CATEGORY}/*"])] * 2
     assert requests == []
     assert not (tmp_path / WORK_FOLDER / CATEGORY).exists()
@@ -130,7 +130,7 @@ def test_the_archive_is_next_and_is_unpacked_and_verified(tmp_path, serve, archi
     requests = serve(archive)
     root = tmp_path / "new" / "root"
     assert download_category(CATEGORY, root) == root / CATEGORY
-    assert fingerprint(root, CATEGORY) == fingerprint(published, CATEGORY)
+    assert verify_category(root, CATEGORY) == verify_category(published, CATEGORY)
     assert (root / CATEGORY / "license.txt").is_file()
     assert requests == [f"/{CATEGORY}"]
     assert [path.name for path in (root / WORK_FOLDER).iterdir()] == [f"{CATEGORY}.lock"]
@@ -246,7 +246,7 @@ def test_two_at_the_same_time_download_once(tmp_path, serve, archive, published)
         thread.join()
     assert results == [tmp_path / CATEGORY] * 3
     assert len(requests) == 1
-    assert fingerprint(tmp_path, CATEGORY) == fingerprint(published, CATEGORY)
+    assert verify_category(tmp_path, CATEGORY) == verify_category(published, CATEGORY)
 
 
 def test_every_category_has_its_archive():

@@ -4,7 +4,7 @@ from importlib.resources import files
 
 import pytest
 
-from padim_bottle.data.layout import CATEGORIES, PUBLISHED_COUNTS, find_files, fingerprint, verify_category
+from padim_bottle.data.layout import CATEGORIES, PUBLISHED_COUNTS, find_files, verify_category
 from padim_bottle.data.mvtec import MVTecAD
 from padim_bottle.errors import UserError
 
@@ -22,7 +22,7 @@ def test_own_category_is_accepted_and_paired_by_name(tmp_path, write_category):
     assert masks == [f"ground_truth/{name}_mask.png" for name in ("crack/000", "crack/001", "stain/000")]
     assert len(found.train) == 3
     assert not any(image.mask for image in [*found.train, *found.test[:2]])
-    assert verify_category(tmp_path, "widget") == fingerprint(tmp_path, "widget")
+    verify_category(tmp_path, "widget")
 
 
 def test_masks_may_have_the_images_own_names(tmp_path, write_category):
@@ -38,30 +38,30 @@ def test_fingerprint_is_the_sum_of_the_sums(tmp_path, write_category):
         for path in folder.rglob("*.png")
     ]
     expected = hashlib.sha256("".join(sorted(lines, key=lambda line: line[66:])).encode()).hexdigest()
-    assert fingerprint(tmp_path, "widget") == expected
+    assert verify_category(tmp_path, "widget") == expected
 
 
 def test_fingerprint_follows_content_and_names_only(tmp_path, write_category):
     folder = write_category(tmp_path / "a")
-    original = fingerprint(tmp_path / "a", "widget")
+    original = verify_category(tmp_path / "a", "widget")
 
     shutil.copytree(folder, tmp_path / "b" / "renamed")
     for junk in ("license.txt", "train/good/.hidden.png", "train/good/Thumbs.db"):
         (tmp_path / "b" / "renamed" / junk).write_text("junk")
-    assert fingerprint(tmp_path / "b", "renamed") == original
+    assert verify_category(tmp_path / "b", "renamed") == original
 
     image = folder / "train/good/000.png"
     image.rename(folder / "train/good/003.png")
-    assert fingerprint(tmp_path / "a", "widget") != original
+    assert verify_category(tmp_path / "a", "widget") != original
     (folder / "train/good/003.png").rename(image)
-    assert fingerprint(tmp_path / "a", "widget") == original
+    assert verify_category(tmp_path / "a", "widget") == original
     image.write_bytes(image.read_bytes() + b"\0")
-    assert fingerprint(tmp_path / "a", "widget") != original
+    assert verify_category(tmp_path / "a", "widget") != original
 
 
 def test_links_are_followed(tmp_path, write_category):
     folder = write_category(tmp_path / "real")
-    original = fingerprint(tmp_path / "real", "widget")
+    original = verify_category(tmp_path / "real", "widget")
     image = folder / "train/good/000.png"
     image.rename(tmp_path / "elsewhere.png")
     image.symlink_to(tmp_path / "elsewhere.png")
@@ -119,7 +119,7 @@ def test_masks_may_be_missing_for_whole_types_and_so_may_the_test_set(tmp_path, 
     masked = {image.defect for image in found.test if image.mask}
     assert masked == {"ground_truth/crack": {"stain"}}.get(missing, set())
     assert {image.defect for image in found.test} == (set() if missing == "test" else {"good", "crack", "stain"})
-    assert verify_category(tmp_path, "widget") == fingerprint(tmp_path, "widget")
+    verify_category(tmp_path, "widget")
 
 
 @pytest.mark.parametrize("name", ["good", "Good", "GOOD", "OK", "ok", "normal", "Pass"])

@@ -40,7 +40,8 @@ def test_photos_are_known_by_suffix_or_content_and_the_rest_is_named(folder):
 
 
 def test_one_file_is_judged_by_the_same_rule(folder):
-    found = [path for path in folder.rglob("*") if path.is_file() and is_photo(path, folder)]
+    found = [path for path in folder.rglob("*") if path.is_file() and is_photo(path)]
+    found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     assert sorted(found) == list_photos(folder).photos
     assert not is_photo(folder / "b")
     assert not is_photo(folder / "gone.png")

@@ -7,7 +7,7 @@ import other_data
 import pytest
 from torch.utils.data import Dataset
 
-from padim_bottle.data.layout import fingerprint
+from padim_bottle.data.layout import verify_category
 from padim_bottle.data.mvtec import MVTecAD
 from padim_bottle.data.photos import Photos
 from padim_bottle.data.samples import describe, prepare
@@ -87,7 +87,7 @@ def test_data_have_one_fingerprint_whoever_asks(tmp_path, write_category, kind, 
     only_set_up.setup()
     assert describe(only_set_up).fingerprint == prepared
     if kind is MVTecAD:
-        assert prepared == fingerprint(tmp_path, "widget")
+        assert prepared == verify_category(tmp_path, "widget")
 
 
 def test_the_control_sees_the_same_data(bottles):

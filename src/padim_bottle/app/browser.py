@@ -114,6 +114,7 @@ def build_page(models: Sequence[Model], gallery: Sequence[Path], no_gallery: str
         no_gallery: why there are none.
     """
     thumbnails = list(_thumbnails(gallery[:PICKABLE]))
+    pick = "Or pick one" + (f": the first {PICKABLE} of {len(gallery)}" if len(gallery) > PICKABLE else "")
     with gr.Blocks(title="PaDiM", analytics_enabled=False, delete_cache=(60, FILE_SECONDS)) as page:
         gr.Markdown(INTRODUCTION)
         with gr.Row():
@@ -125,7 +126,7 @@ def build_page(models: Sequence[Model], gallery: Sequence[Path], no_gallery: str
                 )
             with gr.Column(min_width=300):
                 pickable = gr.Gallery(
-                    [picture for _, picture in thumbnails], label=_gallery_label(len(gallery)), format="jpeg",
+                    [picture for _, picture in thumbnails], label=pick, format="jpeg",
                     visible=bool(thumbnails), height=240, object_fit="cover", allow_preview=False, interactive=False,
                     buttons=[], elem_id="gallery",
                 )  # fmt: skip
@@ -178,10 +179,6 @@ def _thumbnails(photos: Sequence[Path]) -> Iterator[tuple[Path, Picture]]:
     for path in photos:
         with suppress(UserError):
             yield path, shrink(read_image(path), 160)
-
-
-def _gallery_label(count: int) -> str:
-    return "Or pick one" if count <= PICKABLE else f"Or pick one: the first {PICKABLE} of {count}"
 
 
 def _in_words(handler: Callable[..., Any]) -> Callable[..., Any]:

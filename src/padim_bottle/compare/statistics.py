@@ -142,15 +142,11 @@ def image_bootstrap(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["experiment", "figure", "metric", "value", "low", "high"])
 
 
-def bootstrap_images(
-    predictions: Sequence[pd.DataFrame], resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, tuple[float, float, float]]:
+def bootstrap_images(predictions: Sequence[pd.DataFrame]) -> dict[str, tuple[float, float, float]]:
     """Resample test images, stratified by label: percentile intervals of image AUROC and F1, averaged over runs.
 
     Args:
         predictions: one table a run, all of the same images in the same order, with label, score, predicted_label.
-        resamples: how often.
-        seed: decides the resamples.
 
     Returns:
         For each metric that is defined: the value, and the lower and upper limit.
@@ -181,8 +177,8 @@ def bootstrap_images(
     limits = {}
     for metric, statistic in statistics.items():
         interval = scipy.stats.bootstrap(
-            sample, statistic, n_resamples=resamples, batch=max(1, 10_000_000 // outranked.size),
-            confidence_level=CONFIDENCE, method="percentile", vectorized=True, random_state=seed,
+            sample, statistic, n_resamples=RESAMPLES, batch=max(1, 10_000_000 // outranked.size),
+            confidence_level=CONFIDENCE, method="percentile", vectorized=True, random_state=0,
         ).confidence_interval  # fmt: skip
         limits[metric] = (float(statistic(*sample)), float(interval.low), float(interval.high))
     return limits

@@ -176,7 +176,7 @@ def verify_category(root: str | Path, category: str) -> str:
         category: the category's folder in ``root``.
 
     Returns:
-        As :func:`fingerprint`.
+        The name of its content, see :func:`padim_bottle.data.digest.fingerprint_of`.
 
     Raises:
         UserError: files are missing, differ or cannot be read; it names the first few of them.
@@ -206,15 +206,6 @@ def verify_category(root: str | Path, category: str) -> str:
             "data.init_args.verify: false or give the folder a name of its own."
         )
     return fingerprint_of(digests)
-
-
-def fingerprint(root: str | Path, category: str) -> str:
-    """Name the content of a category's images and masks, see :func:`padim_bottle.data.digest.fingerprint_of`.
-
-    Raises:
-        UserError: the layout is wrong or a file cannot be read.
-    """
-    return fingerprint_of(file_digests(find_files(root, category).all))
 
 
 def _missing_category(root: Path, category: str) -> str:

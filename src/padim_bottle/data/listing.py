@@ -124,15 +124,8 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
-def is_photo(path: Path, folder: Path | None = None) -> bool:
-    """Tell whether a file is a photo.
-
-    Args:
-        path: the file.
-        folder: one above it: what is hidden below it is no photo.
-    """
-    if folder is not None and any(part.startswith(".") for part in path.relative_to(folder).parts):
-        return False
+def is_photo(path: Path) -> bool:
+    """Tell whether a file, which is not hidden, is a photo."""
     try:
         plain = stat.S_ISREG(path.stat().st_mode)
     except OSError:

@@ -96,7 +96,7 @@ class SyntheticBottles(MVTecAD):
         self.parameters = {"size": size, "seed": data_seed, **counts}
 
     def prepare_data(self) -> None:
-        """Draw the bottles if they are not there yet, and set ``fingerprint``."""
+        """Draw the bottles if they are not there yet."""
         write_bottles(self.root, self.category, **self.parameters)
         super().prepare_data()
 

@@ -84,7 +84,8 @@ class VerdictLog:
     def add(self, row: Row, content: tuple[int, int]) -> None:
         """Write a row; it stays even if the process is killed next."""
         size, mtime_ns = content
-        row = {**row, "size": size, "mtime_ns": mtime_ns, "model": self.model, "time": _now()}
+        now = datetime.now().astimezone().isoformat(timespec="milliseconds")
+        row = {**row, "size": size, "mtime_ns": mtime_ns, "model": self.model, "time": now}
         self._writer.writerow(flat(row))
         self._stream.flush()
         self._done[row["path"]] = content
@@ -93,7 +94,3 @@ class VerdictLog:
     def _remember(self, row: Row) -> None:
         if row.get("map_mean") not in (None, ""):
             self.map_means.setdefault(row["model"], []).append(float(row["map_mean"]))
-
-
-def _now() -> str:
-    return datetime.now().astimezone().isoformat(timespec="milliseconds")

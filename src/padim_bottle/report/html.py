@@ -100,11 +100,6 @@ def describe_setup(weights: str, image_size: Sequence[int] | None) -> str:
     return ", ".join(filter(None, (weights.split(".")[0], " x ".join(map(str, sides)))))
 
 
-def demonstration_warnings(synthetic: bool, random_weights: bool) -> list[dict[str, str]]:
-    """Return what must be said loudly of images or weights that are not real."""
-    return [SYNTHETIC] * synthetic + [RANDOM_WEIGHTS] * random_weights
-
-
 def render_page(template: str, *, script: str, **content: Any) -> str:
     """Return a page with its style and its script within it; no other script can run there.
 

@@ -51,10 +51,10 @@ def draw_calibration_maps(run: Run) -> Drawing:
     return "What good images look like to the model", caption, figure
 
 
-def draw_hardest_images(run: Run, count: int = 4) -> Drawing:
-    """Draw the lowest-scoring defective images and the highest-scoring good ones."""
+def draw_hardest_images(run: Run) -> Drawing:
+    """Draw the four lowest-scoring defective images and the four highest-scoring good ones."""
     drawable = run.predictions[run.predictions["strip"].notna()]
-    defective, good = drawable[drawable["label"]].head(count), drawable[~drawable["label"]][::-1].head(count)
+    defective, good = drawable[drawable["label"]].head(4), drawable[~drawable["label"]][::-1].head(4)
     rows = [row for row in (defective, good) if len(row)]
     if not rows:
         return None

@@ -18,9 +18,10 @@ from padim_bottle.model.rule import false_alarm_range, what_few_miss
 from padim_bottle.report.gallery import RunFigure, draw_figures, save_figures
 from padim_bottle.report.html import (
     METRICS_NOTE,
+    RANDOM_WEIGHTS,
+    SYNTHETIC,
     data_source,
     defects_table,
-    demonstration_warnings,
     describe_counts,
     read_template,
     render_page,
@@ -76,6 +77,7 @@ def _page(run: Run, images: pd.DataFrame, figures: Sequence[RunFigure], cards: S
     data, weights = metrics["data"], metrics["weights"]
     references, reasons = reference_thresholds(run)
     chart = _chart(run, references) if len(images) else None
+    origin = "random weights" if run.is_random else f"trained weights (from: {weights['source']})"
     types = images["defect_type"].value_counts().sort_index()
     return render_page(
         "report.html.j2",
@@ -83,14 +85,14 @@ def _page(run: Run, images: pd.DataFrame, figures: Sequence[RunFigure], cards: S
         title=run.title,
         experiment=metrics["experiment"],
         seed=run.title.rpartition(", ")[2],
-        warnings=demonstration_warnings(run.is_synthetic, run.is_random),
+        warnings=[SYNTHETIC] * run.is_synthetic + [RANDOM_WEIGHTS] * run.is_random,
         facts=[
             {
                 "name": "data",
                 "value": f"{data['name']} '{data['category']}': {data['train_images']} training images, "
                 f"{data['test_images']} test images",
             },
-            {"name": "backbone", "value": f"{weights['name']}, {_origin(weights['source'])}"},
+            {"name": "backbone", "value": f"{weights['name']}, {origin}"},
             {"name": "threshold", "value": metrics["thresholds"]["source"]},
             *_verdicts(run),
         ],
@@ -255,10 +257,6 @@ def _figure_source(stem: Path) -> str:
     if len(vector) <= _VECTOR_LIMIT:
         return data_source("image/svg+xml", vector)
     return data_source("image/jpeg", encode_jpeg(Image.open(stem.with_suffix(".png")).convert("RGB")))
-
-
-def _origin(source: str) -> str:
-    return "random weights" if source == "random" else f"trained weights (from: {source})"
 
 
 def _footer(metrics: dict[str, Any]) -> str:
