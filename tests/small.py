@@ -12,6 +12,7 @@ from padim_bottle.experiment.train import train
 
 ROOT = Path(__file__).parents[1]
 NAME = "demo_synthetic_random_weights"
+QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--data.num_workers", "0"]
 
 
 @cache

@@ -11,12 +11,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
+from small import QUIET
 
 from padim_bottle.commands.command_line import run_verb
 from padim_bottle.experiment.config import ExperimentConfig
 from padim_bottle.experiment.train import build, train
 from padim_bottle.runs.record import run_seed
 
+PEERS = Path(__file__).parents[2] / "configs" / "peers"
 MODELS = {"Dfm": {"backbone": "resnet18.tv_in1k", "layer": "layer3"}}
 
 
@@ -48,9 +50,11 @@ def write(bottles, random_weights, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_model_is_changed_by_editing_the_yaml(write):
-    cli = train(write("Dfm"), seed=1)
-    folder = Path("results", "Dfm", "seed_1")
+def test_a_model_is_changed_by_editing_the_yaml(bottles, random_weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = ["--data.root", str(bottles), "--data.verify", "false"]
+    cli = train(PEERS / "dfm_resnet18.yaml", [*QUIET, *data], seed=1)
+    folder = Path("results", "dfm_resnet18", "seed_1")
     metrics, table = json.loads((folder / "metrics.json").read_text()), pd.read_csv(folder / "predictions.csv")
     assert metrics["model"]["class"] == "anomalib.models.Dfm"
     assert metrics["weights"]["name"] == "resnet18.tv_in1k"

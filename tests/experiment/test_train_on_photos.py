@@ -175,10 +175,7 @@ def test_photos_of_one_part_are_left_out_together(photos, tmp_path):
     ("arguments", "words"),
     [
         (["--test", "PHOTOS"], "for training and for the test"),
-        (["--test", "nowhere"], "no folder nowhere"),
-        (["--group", "no_such_name_(x+)"], "no_such_name"),
         (["--group", r"\.(png)$"], "12 training images show 1"),
-        (["--group", "(unfinished"], "unfinished"),
         (["--region", "nowhere.png"], "Cannot read the region nowhere.png"),
         (["--region", "WIDE"], "of the same aspect"),
         (["--config", "PATCHCORE"], "no threshold without them"),
@@ -199,18 +196,6 @@ def test_a_mistake_is_one_line_and_nothing_is_left_behind(photos, tmp_path, erro
     line = error_line()
     assert words in line
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-
-
-def test_too_few_photos_and_no_photos_are_found_before_anything_is_loaded(photos, tmp_path, capsys):
-    (tmp_path / "few").mkdir()
-    for index in range(2):
-        shutil.copy(photos / f"00{index}.png", tmp_path / "few")
-    assert train(photos, tmp_path / "results", folder=tmp_path / "few") == 2
-    assert "only 2 photos" in capsys.readouterr().err
-    (tmp_path / "none").mkdir()
-    assert train(photos, tmp_path / "results", folder=tmp_path / "none") == 2
-    assert "There are no photos in" in capsys.readouterr().err
-    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize(

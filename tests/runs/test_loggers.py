@@ -11,6 +11,7 @@ import pytest
 import yaml
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from PIL import Image
+from small import QUIET
 
 from padim_bottle.experiment.config import ExperimentConfig
 from padim_bottle.experiment.train import build, train
@@ -30,11 +31,8 @@ def arguments(bottles, random_weights, tmp_path, monkeypatch):
     """Those of a tiny experiment, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MVTEC_AD_ROOT", str(bottles))
-    return [
-        "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--model.pre_trained", "false",
-        "--model.image_size", "[64, 64]", "--model.n_features", "20", "--data.verify", "false",
-        "--data.num_workers", "0", "--trainer.logger",
-    ]  # fmt: skip
+    small = ["--model.pre_trained", "false", "--model.image_size", "[64, 64]", "--model.n_features", "20"]
+    return [*QUIET, *small, "--data.verify", "false", "--trainer.logger"]
 
 
 def run_with(logger, arguments):

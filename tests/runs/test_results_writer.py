@@ -108,6 +108,7 @@ def test_the_screen_says_what_a_run_lacks(tmp_path, tested):
     text = console.export_text()
     assert "There are no good photos of it." in text
     assert f"Threshold {run.threshold:.3f}" in text
+    assert "say nothing about MVTec AD" in text  # of synthetic bottles
     assert ("of 11 defects found" in text) == tested
 
 
