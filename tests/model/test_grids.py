@@ -330,3 +330,6 @@ def test_parts_and_copies_are_left_out_together(bottles, tmp_path, caplog):
     assert joined.training_scores.scores[0] > 1.5 * told.scores[0]
     with pytest.raises(UserError, match="Take them out, or name the parts"):
         fit(small_padim(copies="error"), root)
+    blind = small_padim(copies="ignore")
+    fit(blind, root)
+    assert not blind.training_scores.copies

@@ -88,7 +88,7 @@ class Padim(AnomalibPadim):
         group: which photos show the same part and are left out together: ``None`` (each its own), ``parent-folder``,
             or a regular expression with one group, which is searched for in the file name and names the part.
         copies: what to do with exact and near copies among the training photos that ``group`` does not join:
-            ``warn``, ``group`` (leave them out together) or ``error``.
+            ``warn``, ``group`` (leave them out together), ``error``, or ``ignore``: they are not looked for.
         checkpoint_precision: ``float16`` (a quarter of anomalib's size) or ``float32``.
         pre_processor, post_processor: as in anomalib.
         evaluator, visualizer: as in anomalib, but off, as ``ResultsWriter`` does what they do.
@@ -119,7 +119,7 @@ class Padim(AnomalibPadim):
         prior_freedom: float = 10.0,
         damped: bool = False,
         group: str | None = None,
-        copies: Literal["warn", "group", "error"] = "warn",
+        copies: Literal["warn", "group", "error", "ignore"] = "warn",
         checkpoint_precision: Literal["float16", "float32"] = "float16",
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
@@ -291,6 +291,8 @@ class Padim(AnomalibPadim):
     def _parts(self, paths: list[str]) -> tuple[Parts, list[tuple[str, str, str]]]:
         """Return the parts of the training photos, and the copies among them that ``group`` does not join."""
         parts = Parts.of_photos(paths, self.group)
+        if self.copies == "ignore":
+            return parts, []
         exact = exact_copies(paths)
         found = exact + near_copies(self.model.likenesses)
         # A photo is named once, as an exact copy if it is one.
