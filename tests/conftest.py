@@ -1,7 +1,10 @@
 """Fixtures that several test modules share."""
 
+import io
 import os
 import shutil
+from contextlib import contextmanager
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -120,16 +123,47 @@ def run_folder(shared) -> Path:
 
 
 @pytest.fixture(scope="session")
-def exports(run_folder, shared) -> Path:
+def traced_once():
+    """A context in which a model is traced once, which is most of an export's work, however often it is written."""
+    from padim_bottle.export import formats  # not above: tests/core_alone.py has no doors
+
+    trace, made = formats.trace, {}
+
+    def once(padim, folder):
+        state = io.BytesIO()
+        torch.save(padim.state_dict(), state)
+        key = sha256(state.getbuffer()).digest()
+        if key not in made:
+            path = trace(padim, folder)
+            made[key] = path.relative_to(folder), path.read_bytes()
+        name, content = made[key]
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    @contextmanager
+    def context():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(formats, "trace", once)
+            yield
+
+    return context
+
+
+@pytest.fixture(scope="session")
+def exports(run_folder, shared, traced_once) -> Path:
     """The run's exports in single precision, made and proven once a test run, by the command. They are only read."""
-    from padim_bottle.commands.command_line import run_verb  # not above: tests/core_alone.py has no doors
+    from padim_bottle.commands.command_line import run_verb
     from padim_bottle.export.formats import PACKAGES
 
     with FileLock(shared / "exports.lock"):
         folder = shared / "exports"
         if not folder.is_dir():
             formats = [name for name, packages in PACKAGES.items() if all(map(find_spec, packages))]
-            assert run_verb("export", ["--model", str(run_folder), "--output", str(folder), "--format", *formats]) == 0
+            with traced_once():
+                assert (
+                    run_verb("export", ["--model", str(run_folder), "--output", str(folder), "--format", *formats]) == 0
+                )
         return folder
 
 
