@@ -121,17 +121,13 @@ def _judge(
     screen = Screen(form, needed=table.file is None)
     verdicts: Counter[str] = Counter()
 
-    def draw(path: Path, outcome: ImagePrediction | UserError) -> None:
-        if pictures is not None and not isinstance(outcome, UserError) and (why := pictures.write(path, outcome)):
-            screen.say(f"no pictures: {why}")
-
     def with_verdict(outcome: ImagePrediction | UserError, anomalous: bool) -> ImagePrediction | UserError:
         return outcome if isinstance(outcome, UserError) else replace(outcome, anomalous=anomalous)
 
     def judged(bar: Any) -> Iterator[dict[str, Any]]:
         for path, outcome in judge(predictor, photos, batch_size):
-            if fdr is None:
-                draw(path, outcome)
+            if fdr is None and pictures is not None:
+                pictures.write(path, outcome, screen.say)
             # Else it is an alarm until all are judged.
             yield verdict_row(predictor.rule, path, outcome if fdr is None else with_verdict(outcome, True), monitor)
             bar.update()
@@ -146,7 +142,7 @@ def _judge(
     if fdr is not None and pictures is not None:
         # Once more: the maps of all photos would have taken too much memory until the verdicts were known.
         for (path, outcome), row in zip(judge(predictor, photos, batch_size), rows, strict=True):
-            draw(path, with_verdict(outcome, row.get("verdict") == "anomalous"))
+            pictures.write(path, with_verdict(outcome, row.get("verdict") == "anomalous"), screen.say)
     note = None
     if fdr is not None:
         note = explain_together(predictor.rule, fdr, verdicts.total() - verdicts["unreadable"])

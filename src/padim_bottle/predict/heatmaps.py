@@ -42,29 +42,31 @@ class Pictures:
         self.root = Path(os.path.commonpath(parents))
         self.taken = Counter(photo.with_suffix("") for photo in absolute)
 
-    def write(self, path: Path, prediction: ImagePrediction) -> str | None:
-        """Draw a photo, which is read once more; return why that cannot be done, ``None`` where it is.
+    def write(self, path: Path, outcome: ImagePrediction | UserError, say: Callable[[str], None]) -> None:
+        """Draw a photo that was judged, which is read once more, or say why that cannot be done.
 
         Raises:
             OSError: the disk is full.
         """
+        if isinstance(outcome, UserError):
+            return
         try:
             photo = self.read(path)
         except UserError as error:
-            return str(error)
+            say(f"no pictures: {error}")
+            return
         path = Path(os.path.abspath(path))  # noqa: PTH100
         # a.png and a.jpg in one folder keep their suffixes.
         name = path.stem if self.taken[path.with_suffix("")] == 1 else path.name
         place = self.folder / path.parent.relative_to(self.root)
-        heatmap, mask = draw(photo, prediction)
+        heatmap, mask = draw(photo, outcome)
         try:
             write_png(place / f"{name}_heatmap.png", heatmap)
             write_png(place / f"{name}_mask.png", mask)
         except OSError as error:
             if error.errno in DISK_FULL:
                 raise
-            return f"Cannot write those of {path} to {place}: {error.strerror}."
-        return None
+            say(f"no pictures: Cannot write those of {path} to {place}: {error.strerror}.")
 
 
 def check_place(output: Path, folders: Iterable[Path]) -> None:

@@ -121,12 +121,8 @@ def watch(
                     continue
                 if isinstance(outcome, UserError) and inbox.put_back(path):
                     continue
-                if (
-                    pictures is not None
-                    and not isinstance(outcome, UserError)
-                    and (why := pictures.write(path, outcome))
-                ):
-                    say(f"no pictures: {why}")
+                if pictures is not None:
+                    pictures.write(path, outcome, say)
                 row = verdict_row(predictor.rule, path, outcome, monitor)
                 # Given out first: where the process is killed in between, it comes twice, and never not at all.
                 yield row
