@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import rich.table
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from rich import box
 from rich.text import Text
@@ -86,6 +87,13 @@ class Table:
             cells = (Text(DASH if cell is None else cell) for cell in row.cells)
             table.add_row(*cells, style="bold" if row.own else None)
         return table
+
+
+def template_of(package: str, name: str) -> Template:
+    """Return a template of a package, ``<package>/templates/<name>``; one of HTML escapes what it shows."""
+    loader, escapes = PackageLoader(package), ".html" in name
+    environment = Environment(loader=loader, autoescape=escapes, undefined=StrictUndefined, trim_blocks=True)
+    return environment.get_template(name)
 
 
 def figure(value: float | None, spell: Callable[[float], str] = "{:.4f}".format) -> str | None:

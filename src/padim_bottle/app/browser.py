@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from padim_bottle.app.judging import Answer, Model
 from padim_bottle.app.uploads import Picture, draw_over, read_layers, read_upload, shrink
 from padim_bottle.data.images import read_image
 from padim_bottle.errors import UserError, explain_failure
+from padim_bottle.tables import template_of
 
 HOST = "127.0.0.1"
 MAX_FILE = "30mb"
@@ -55,8 +55,7 @@ class Desk:
         self.models = models
         self.gallery = gallery
         self.uploads = uploads.resolve()
-        environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
-        self._template = environment.get_template("verdict.html.j2")
+        self._template = template_of("padim_bottle.app", "verdict.html.j2")
 
     def take(self, upload: dict[str, Any] | None) -> Any:
         """Lay an uploaded photo on the drawing board and judge it."""

@@ -4,14 +4,13 @@ import re
 from collections.abc import Callable, Collection, Sequence
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from padim_bottle.compare.categories import by_category, category_metrics, of_models, published_means
 from padim_bottle.compare.statistics import RESAMPLES, false_alarms, image_bootstrap, paired_differences, summarise
 from padim_bottle.evaluation.metrics import headings, labels
 from padim_bottle.report.html import AUPIMO_NOTE, METRICS_NOTE, comparison_table, describe_setup
 from padim_bottle.runs.table import RESOURCES, FinishedRuns, defect_metrics
-from padim_bottle.tables import DASH, Row, Table, escape_markdown, figure, mean_and_spread
+from padim_bottle.tables import DASH, Row, Table, escape_markdown, figure, mean_and_spread, template_of
 
 METRICS_OF: dict[str, dict[str, str]] = {
     "ranking": {"level": "image", "threshold": "none"},
@@ -51,10 +50,7 @@ def report(runs: FinishedRuns) -> str:
         "category_means": _category_means_table(categories, published_means(of_models(table))),
         "resources": _resources_table(summarise(alone), names),
     }
-    environment = Environment(
-        loader=PackageLoader("padim_bottle.compare"), undefined=StrictUndefined, trim_blocks=True
-    )  # fmt: skip
-    text = environment.get_template("summary.md.j2").render(
+    text = template_of("padim_bottle.compare", "summary.md.j2").render(
         {name: laid_out.markdown() for name, laid_out in tables.items()},
         names=[escape_markdown(name) for name in names.values()],
         real=is_real(table).all(),

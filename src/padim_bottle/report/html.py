@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from padim_bottle.evaluation.metrics import defect_labels, headings
 from padim_bottle.report.published import PUBLISHED
 from padim_bottle.runs.run import Run
-from padim_bottle.tables import Row, Table, figure
+from padim_bottle.tables import Row, Table, figure, template_of
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -109,10 +108,7 @@ def render_page(template: str, *, script: str, **content: Any) -> str:
         content: what the template shows; all of it is escaped.
     """
     style = read_template("report.css")
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template(template).render(
+    return template_of("padim_bottle.report", template).render(
         style=Markup(style), style_hash=_hash(style), script=Markup(script), script_hash=_hash(script), **content
     )  # fmt: skip
 

@@ -185,7 +185,8 @@ class _Pixels(Artist):
 
     def __init__(self, picture: Picture) -> None:
         super().__init__()
-        self._rgba = cv2.cvtColor(picture, cv2.COLOR_RGB2RGBA)[::-1]
+        # From the lowest row on. Older versions of Matplotlib take no view.
+        self._rgba = np.ascontiguousarray(cv2.cvtColor(picture, cv2.COLOR_RGB2RGBA)[::-1])
 
     def draw(self, renderer: RendererBase) -> None:
         renderer.draw_image(renderer.new_gc(), 0, 0, self._rgba)

@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from padim_bottle.data.defects import add_anomaly
@@ -20,7 +19,7 @@ from padim_bottle.errors import UserError
 from padim_bottle.experiment.variants import Variant, spell_argument
 from padim_bottle.files import write_whole
 from padim_bottle.runs.environment import code_digest, git_commit, versions
-from padim_bottle.tables import Row, Table, figure, mean_and_spread
+from padim_bottle.tables import Row, Table, figure, mean_and_spread, template_of
 from padim_bottle.tune.ranking import differences_from, rank
 from padim_bottle.tune.settings import METRICS, PREFIX, TuneSettings, name_of
 
@@ -204,8 +203,7 @@ def _summary(
         seeds.append(f"Seeds of the model: {', '.join(map(str, settings.seeds))}.")
     if fixed.any():
         seeds.append(f"{'Some settings draw' if random.any() else 'The model draws'} nothing at random: fitted once.")
-    environment = Environment(loader=PackageLoader("padim_bottle.tune"), undefined=StrictUndefined, trim_blocks=True)
-    text = environment.get_template("summary.md.j2").render(
+    text = template_of("padim_bottle.tune", "summary.md.j2").render(
         name=tuning.config.name, photos=len(tuning.paths), splits=settings.splits,
         held_out=f"{settings.held_out:.0%}", kinds=", ".join(settings.anomalies.kinds), seeds=" ".join(seeds),
         ranking=ranking_table(names, ranking).markdown(),
