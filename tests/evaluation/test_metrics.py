@@ -168,6 +168,9 @@ def test_a_score_equal_to_the_threshold_is_defective():
     # anomalib's 'score > threshold' misses the image its threshold was read from
     assert metrics["image_F1Score_anomalib"] == pytest.approx(2 / 3)
     assert evaluate(image_predictions(["good", "hole"], [1, 1]), NONE)["image_F1Score_anomalib"] == 0
+    # Of the thresholds that reach the largest F1, 2 and 5, the lowest.
+    tied = evaluate(image_predictions(["hole", "good", "good", "hole"], [5, 4, 3, 2]), NONE)
+    assert (tied["image_F1Max"], tied["thresholds"]["image_F1Max"]) == (pytest.approx(2 / 3), 2)
     table = predictions_table(predictions, Thresholds(2.0, None, "given"))
     assert table.predicted_label.tolist() == [False, True, True]
 

@@ -60,14 +60,8 @@ def test_every_metric_of_every_test_set_equals_scikit_learns(predictions, which,
     ):
         for name, theirs in zip(("AUROC", "AUPR", "F1Max"), areas(truth, scores), strict=True):
             assert_equal(metrics[f"{level}_{name}"], theirs)
-        # The lowest of the thresholds that reach the maximum.
-        best = [
-            value
-            for value in set(scores.tolist())
-            if metrics[f"{level}_F1Max"] is not None
-            and f1_score(truth, scores >= value) > metrics[f"{level}_F1Max"] - 1e-9
-        ]
-        assert metrics["thresholds"][f"{level}_F1Max"] == min(best, default=None)
+        if (best := metrics["thresholds"][f"{level}_F1Max"]) is not None:
+            assert_equal(metrics[f"{level}_F1Max"], f1_score(truth, scores >= best))
         f1 = f1_score(truth, scores.astype(np.float64) >= threshold, zero_division=0) if truth.any() else None
         assert_equal(metrics[f"{level}_F1Score"], f1)
 

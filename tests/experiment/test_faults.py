@@ -21,7 +21,6 @@ from small import NAME, file_size_limit, small_config, write_config
 from padim_bottle import SyntheticBottles
 from padim_bottle.commands.command_line import run_verb
 from padim_bottle.errors import UserError, explain_failure
-from padim_bottle.model.store import PhotoStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="signals, limits and forks")]
 
@@ -103,17 +102,6 @@ def test_a_sweep_on_a_full_disk_says_so_and_goes_on_when_there_is_room(workplace
     assert not [path for path in Path("other").rglob("*") if path.suffix == ".json"]
     assert run_verb("sweep", ["--config", "sweep.yaml"]) == 0
     assert_whole(Path("results", NAME, "seed_0"))
-
-
-def test_temporary_files_have_no_room(monkeypatch, tmp_path):
-    import torch
-
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    store = PhotoStore()
-    with file_size_limit(1000), pytest.raises(UserError, match=f"the features in {tmp_path}.*0.0 MB.*TMPDIR"):
-        for _ in range(3):
-            store.append(torch.zeros(1, 10, 10))
-    assert not list(tmp_path.iterdir())
 
 
 # --- Other places and neighbours ---
@@ -295,7 +283,8 @@ def numbers(run):
 @pytest.mark.timeout(300)
 def test_killed_at_random_moments_nothing_half_written_looks_whole(workplace, earlier, start):
     Path("sweep.yaml").write_text("experiments: [small.yaml]\nseeds: 1-2\n")
-    command, seeds = ("sweep", ["--config", "sweep.yaml"]), (1, 2)
+    # A shard: it draws no comparison, which would take most of the time.
+    command, seeds = ("sweep", ["--config", "sweep.yaml", "--shard", "1/1"]), (1, 2)
     results = workplace / "results" / NAME
 
     before = snapshot(earlier)
@@ -318,7 +307,7 @@ def test_killed_at_random_moments_nothing_half_written_looks_whole(workplace, ea
         for run in results.glob("seed_*"):
             assert_whole(run)
         assert all(run.stat().st_ino == inode for run, inode in kept.items())
-        assert not list(Path("results", ".sweep").rglob("*.pt")), "features vanish with the process"
+        assert not list(Path("results").rglob("padim-*")), "features vanish with the process"
         assert snapshot(earlier) == before
     assert finished_early < 4
 
