@@ -122,11 +122,10 @@ def export_copies(run: Path, folder: Path) -> None:
     from padim_bottle.console import quiet
     from padim_bottle.export.formats import export
     from padim_bottle.export.proof import find_training_photos
-    from padim_bottle.predict.card import PRECISIONS
 
     quiet()
     export(run / "model.ckpt", ["onnx"], folder)
-    for precision in PRECISIONS:
+    for precision in ("float32", "bfloat16", "int8"):
         export(run / "model.ckpt", ["openvino"], folder, precision, find_training_photos(run))
 
 

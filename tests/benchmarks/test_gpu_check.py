@@ -1,6 +1,8 @@
 """The GPU check on the CPU: one device stands for both, so that all but CUDA itself is run."""
 
 import json
+import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import gpu_check
@@ -9,13 +11,9 @@ import pytest
 import torch
 from gpu_check import TOLERANCE, compare
 
-from padim_bottle.commands.command_line import run_verb
+from padim_bottle.experiment.config import ExperimentConfig
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["--model.init_args.image_size", "[64, 64]", "--model.init_args.n_features", "20",
-         "--data.init_args.size", "64", "--data.init_args.train_good", "12", "--data.init_args.test_good", "4",
-         "--data.init_args.test_per_defect", "3", "--trainer.enable_progress_bar", "false",
-         "--trainer.callbacks.report", "false"]  # fmt: skip
 
 
 def test_without_a_gpu_one_line_says_so(monkeypatch, capsys):
@@ -25,12 +23,23 @@ def test_without_a_gpu_one_line_says_so(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_same_device_twice_agrees_to_the_last_digit(tmp_path, monkeypatch, capsys):
+def test_the_same_device_twice_agrees_to_the_last_digit(run_folder, tmp_path, monkeypatch, capsys):
+    """Each time the finished run stands for a training, of which the arguments are checked."""
+
+    def train(command, environment):
+        words = dict(pairwise(command))
+        place = Path(words["--results"])
+        parsed = ExperimentConfig(Path(words["--config"]), command[command.index("--trainer.accelerator") :])
+        assert environment["NVIDIA_TF32_OVERRIDE"] == "0" and place.parent == Path(words["--default_root_dir"]).parent
+        asked.append((parsed.settings.trainer.accelerator, parsed.settings.model.init_args.n_features))
+        shutil.copytree(run_folder, place / "an_experiment" / "seed_1")
+
+    asked = []
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(gpu_check, "run_measured", lambda command, _: run_verb("train", command[2:]))
-    data = ["--data.init_args.root", str(tmp_path / "data")]
-    arguments = ["--config", "configs/demo.yaml", "--accelerator", "cpu", "--output", str(tmp_path), *SMALL, *data]
-    assert gpu_check.command(arguments) == 0
+    monkeypatch.setattr(gpu_check, "run_measured", train)
+    arguments = ["--config", "configs/demo.yaml", "--accelerator", "cpu", "--output", str(tmp_path)]
+    assert gpu_check.command([*arguments, "--model.init_args.n_features", "20"]) == 0
+    assert asked == [("cpu", 20), ("cpu", 20)]
     record = json.loads((tmp_path / "gpu_check.json").read_text())
     assert record["difference"]["agree"]
     assert set(record["difference"]["metrics"].values()) == {0.0}

@@ -61,6 +61,7 @@ def test_photos_that_do_not_differ_at_all_give_no_nonsense(count):
     assert near_copies(kept(torch.ones(count, 4, 3))) == []
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_second_photos_of_real_bottles_are_noticed(mvtec_root, real_weights, monkeypatch):
     """Training photos, each with a second one: moved by up to 2 pixels, up to 3 % brighter or darker, noisy."""

@@ -22,6 +22,10 @@ def timms(name, layers, **arguments):
     return network
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("name", "layers", "folded"),
     [
@@ -29,16 +33,16 @@ def timms(name, layers, **arguments):
         # Its batch norms activate as well. Blocks 5 and 6 go.
         ("tf_efficientnet_lite0.in1k", ["blocks.1", "blocks.2", "blocks.4"], 33),
         # Of each block's three batch norms, the first is not alone: the shortcut takes the same map.
-        ("resnetv2_50.a1h_in1k", ["stem.conv", "stages.0"], 6),
+        slow("resnetv2_50.a1h_in1k", ["stem.conv", "stages.0"], 6),
         # Of each layer's two, the first takes several convolutions joined.
-        ("densenet121.tv_in1k", ["features.norm0", "features.denseblock1"], 7),
+        slow("densenet121.tv_in1k", ["features.norm0", "features.denseblock1"], 7),
         # Sums of a convolution and a batch norm.
-        ("fastvit_t8.apple_in1k", ["stages.0", "stages.1"], 20),
+        slow("fastvit_t8.apple_in1k", ["stages.0", "stages.1"], 20),
         # None; channels last; transformers, built for one size.
-        ("mambaout_femto.in1k", ["stages.0", "stages.1"], 0),
-        ("vit_small_patch14_dinov2.lvd142m", ["blocks.1", "blocks.3"], 0),
-        ("vit_small_patch16_dinov3.lvd1689m", ["blocks.1", "blocks.3"], 0),
-        ("swin_tiny_patch4_window7_224.ms_in1k", ["layers.0", "layers.1"], 0),
+        slow("mambaout_femto.in1k", ["stages.0", "stages.1"], 0),
+        slow("vit_small_patch14_dinov2.lvd142m", ["blocks.1", "blocks.3"], 0),
+        slow("vit_small_patch16_dinov3.lvd1689m", ["blocks.1", "blocks.3"], 0),
+        slow("swin_tiny_patch4_window7_224.ms_in1k", ["layers.0", "layers.1"], 0),
     ],
 )
 def test_features_are_timms_also_from_a_checkpoint_whose_batch_norms_stand(name, layers, folded):

@@ -65,9 +65,10 @@ def test_leave_one_out_maps_equal_refitting(bottles, tmp_path, monkeypatch, opti
     maps, scores = model.leave_one_out_maps([0, 5, 11]), model.training_scores.scores
     # The ridge is a fixed scatter: that of all 12 images.
     monkeypatch.setattr(gaussian, "COVARIANCE_EPSILON", gaussian.COVARIANCE_EPSILON * 11 / 10)
+    refitted = two_grids(**options).model
+    refitted.look_at(model.model.area.numpy() if "region" in options else None)
     for row, i in enumerate((0, 5, 11)):
-        refitted = two_grids(**options).model
-        refitted.look_at(model.model.area.numpy() if "region" in options else None)
+        refitted.reset()
         refitted.train()
         refitted(torch.cat([images[:i], images[i + 1 :]]))
         refitted.fit()
@@ -114,6 +115,7 @@ def test_tolerance_is_the_smallest_distance_to_the_gaussians_around(tolerance):
         torch.testing.assert_close(found[:, row, column], around.flatten(1).amin(1), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_tolerance_is_for_parts_that_lie_a_little_elsewhere_in_each_photo(real_weights):
     """Drawn bottles, turned at random as they are drawn, and shifted by up to a position of the coarse grid."""
 

@@ -81,9 +81,9 @@ def test_calibration_scores_equal_refitting_without_each_image(bottles, calibrat
     images = training_images(model, bottles)
     # The ridge is a fixed scatter: that of all 12 images.
     monkeypatch.setattr(gaussian, "COVARIANCE_EPSILON", gaussian.COVARIANCE_EPSILON * 11 / 10)
-    maps = []
+    maps, refitted = [], small_padim(seed=3, calibration=False).model
     for i in range(12):
-        refitted = small_padim(seed=3, calibration=False).model
+        refitted.reset()
         refitted.train()
         refitted(torch.cat([images[:i], images[i + 1 :]]))
         refitted.fit()

@@ -156,7 +156,7 @@ def test_the_false_discovery_rate_holds_for_leave_one_out_p_values(count):
     """One patch position: the score is the distance to a Gaussian that was fitted to the calibration images."""
     generator = np.random.default_rng(0)
     rates, power = [], []
-    for _ in range(400):
+    for _ in range(150):
         train = generator.normal(size=(count, 8))
 
         def distance(x, good):

@@ -1,87 +1,68 @@
-"""All categories of MVTec AD in one sweep, as small synthetic ones in that layout."""
+"""All categories of MVTec AD in one sweep: two models' runs of two categories, and one that cannot be had."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
+from recorded_runs import write_run
+from small import small_config, write_config
 
 from padim_bottle.commands.command_line import run_verb
+from padim_bottle.compare.outputs import write_comparison
 from padim_bottle.data.layout import CATEGORIES
 from padim_bottle.errors import UnavailableError
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
-
 ROOT = Path(__file__).parents[2]
-MODELS = {"one_grid": {"n_features": 20}, "two_grids": {"grids": [["layer1"], ["layer2"]], "n_features": None}}
 
 
-@pytest.fixture(scope="module")
-def swept(bottles, tmp_path_factory):
-    """Of the sweep's 15 categories two that are there and one that cannot be had."""
-    folder = tmp_path_factory.mktemp("categories")
-    for category in ("bottle", "toothbrush"):
-        (folder / "data").mkdir(exist_ok=True)
-        (folder / "data" / category).symlink_to(bottles / "bottle")
-    for name, options in MODELS.items():
-        model = {"pre_trained": False, "image_size": [32, 32], "alpha": 0.2, **options}
-        writer = {"experiment": name, "report": False, "images": False}
-        config = {
-            "model": {"class_path": "padim_bottle.Padim", "init_args": model},
-            "data": {
-                "class_path": "padim_bottle.MVTecAD",
-                "init_args": {"root": str(folder / "data"), "verify": False, "num_workers": 0},
-            },
-            "trainer": {
-                "accelerator": "cpu",
-                "logger": False,
-                "callbacks": [{"class_path": "padim_bottle.ResultsWriter", "init_args": writer}],
-            },
-        }
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+@pytest.mark.slow
+def test_a_category_that_cannot_be_had_fails_alone(bottles, tmp_path, monkeypatch):
     settings = yaml.safe_load((ROOT / "configs" / "sweep_mvtec_ad.yaml").read_text())
     assert sorted(settings["overrides"]["data.init_args.category"]) == sorted(CATEGORIES)
-    settings["overrides"]["data.init_args.category"] = ["bottle", "toothbrush", "zipper"]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "toothbrush").symlink_to(bottles / "bottle")
+    config = small_config(report=False)
+    data = {"root": str(tmp_path / "data"), "verify": False, "num_workers": 0}
+    config["data"] = {"class_path": "padim_bottle.MVTecAD", "init_args": data}
+    config["trainer"]["callbacks"][0]["init_args"]["experiment"] = "one"
+    settings["overrides"]["data.init_args.category"] = ["toothbrush", "zipper"]
     settings |= {
-        "experiments": [str(folder / f"{name}.yaml") for name in MODELS],
+        "experiments": [str(write_config(tmp_path / "one.yaml", config))],
         "seeds": "3",
-        "results": str(folder / "results"),
+        "results": str(tmp_path / "results"),
     }
-    (folder / "sweep.yaml").write_text(yaml.safe_dump(settings))
 
     def unavailable(*_, **__):
         raise UnavailableError("zipper cannot be had: no network.")
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("padim_bottle.data.mvtec.download_category", unavailable)
-        code = run_verb("sweep", ["--config", str(folder / "sweep.yaml")])
-    return code, folder / "results"
+    monkeypatch.setattr("padim_bottle.data.mvtec.download_category", unavailable)
+    assert run_verb("sweep", ["--config", str(write_config(tmp_path / "sweep.yaml", settings))]) == 1
+    found = sorted(path.relative_to(tmp_path / "results").as_posix() for path in tmp_path.glob("results/*/seed_*"))
+    assert found == ["one,category=toothbrush/seed_3", "one,category=zipper/seed_3.failed.json"]
 
 
-def test_a_category_that_cannot_be_had_fails_alone(swept):
-    code, results = swept
-    assert code == 1
-    failed = sorted(path.relative_to(results).as_posix() for path in results.glob("*/*.failed.json"))
-    assert failed == [
-        "one_grid,category=zipper/seed_3.failed.json",
-        "two_grids,category=zipper/seed_3.failed.json",
-    ]
-    assert len(list(results.glob("*/seed_*/metrics.json"))) == 2 * 2
-
-
-def test_there_is_a_row_a_category_and_their_mean(swept):
-    results = swept[1]
-    table = pd.read_csv(results / "categories.csv")
-    runs = pd.read_csv(results / "summary.csv").query("row == 'run'")
+def test_there_is_a_row_a_category_and_their_mean(tmp_path):
+    folders = []
+    for number, name in enumerate(f"{model},category={of}" for model in ("one", "two") for of in ("bottle", "zipper")):
+        for seed in range(2 - number // 2):  # two seeds of the one, one of the other
+            run = write_run(tmp_path / name / f"seed_{seed}", seed=10 * number + seed, experiment=name, pictures=False)
+            metrics = json.loads((run / "metrics.json").read_text())
+            metrics["data"]["category"], metrics["seed"] = name.split("=")[1], seed
+            (run / "metrics.json").write_text(json.dumps(metrics))
+        folders.append(tmp_path / name)
+    text = write_comparison(folders).read_text()
+    table = pd.read_csv(tmp_path / "categories.csv")
+    runs = pd.read_csv(tmp_path / "summary.csv").query("row == 'run'")
     assert list(table["model"].value_counts()) == [3, 3]  # two categories and the mean
     for model, rows in table.groupby("model"):
         own = runs[runs["experiment"].str.startswith(f"{model},")]
         mean = rows[rows["category"] == "Mean"].iloc[0]
         assert mean["image_AUROC"] == pytest.approx(own.groupby("category")["image_AUROC"].mean().mean())
         assert mean["false_alarms"] == own["false_positive"].sum()
-        assert mean["good_images"] == 4 * len(own)
+        assert mean["good_images"] == 8 * len(own)
         assert mean["alarm_low"] <= mean["alarm_rate"] <= mean["alarm_high"]
-    text = (results / "summary.md").read_text()
     assert "**Mean**" in text
-    assert "| toothbrush |" in text
+    assert "| zipper |" in text
     assert ".8910" not in text, "published means stand beside real data only"
