@@ -5,8 +5,6 @@ import anomalib.data
 import numpy as np
 import pytest
 import torch
-from anomalib.data import AnomalibDataModule
-from jsonargparse import ArgumentError, ArgumentParser
 from PIL import Image
 from torchvision.transforms.v2 import ColorJitter, Compose, Normalize, Resize
 
@@ -189,22 +187,3 @@ def test_dataset_can_be_pickled(tmp_path, write_category):
     dataset = with_model(MVTecAD(tmp_path, "widget", num_workers=0)).test_data
     copy = pickle.loads(pickle.dumps(dataset))  # noqa: S301
     assert torch.equal(copy[3].image, dataset[3].image)
-
-
-def test_yaml_round_trip(tmp_path):
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(AnomalibDataModule, "data", fail_untyped=False)
-    config = tmp_path / "data.yaml"
-    config.write_text(
-        "class_path: padim_bottle.data.mvtec.MVTecAD\n"
-        "init_args: {category: cable, root: null, num_workers: null, val_split_mode: none, verify: false}\n"
-    )
-    parsed = parser.parse_args(["--data", str(config)])
-    again = parser.parse_string(parser.dump(parsed))
-    datamodule = parser.instantiate_classes(again).data
-    assert isinstance(datamodule, MVTecAD)
-    assert datamodule.category == "cable"
-    assert datamodule.verify is False
-    assert datamodule.num_workers >= 1
-    with pytest.raises(ArgumentError, match="no_such_key"):
-        parser.parse_args(["--data", str(config), "--data.init_args.no_such_key", "1"])

@@ -176,7 +176,6 @@ def test_photos_of_one_part_are_left_out_together(photos, tmp_path):
     [
         (["--test", "PHOTOS"], "for training and for the test"),
         (["--group", r"\.(png)$"], "12 training images show 1"),
-        (["--region", "nowhere.png"], "Cannot read the region nowhere.png"),
         (["--region", "WIDE"], "of the same aspect"),
         (["--config", "PATCHCORE"], "no threshold without them"),
     ],
