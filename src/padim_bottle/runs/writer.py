@@ -20,7 +20,7 @@ from padim_bottle.evaluation.metrics import evaluate
 from padim_bottle.evaluation.predictions import Predictions, predictions_table
 from padim_bottle.files import sha256, write_whole
 from padim_bottle.model.area import check_aspect, read_area
-from padim_bottle.runs import environment
+from padim_bottle.runs import environment, record
 from padim_bottle.runs.batches import batch_predictions, joined, judged_batch, judged_training
 from padim_bottle.runs.changes import describe_changes
 from padim_bottle.runs.figure_data import DATA_FILE, save_data
@@ -28,16 +28,6 @@ from padim_bottle.runs.folder import CHANGES_FILE, REFUSED_FILE, PartialRun
 from padim_bottle.runs.listener import JudgedImage, RunListener, default_listeners
 from padim_bottle.runs.loggers import log_results
 from padim_bottle.runs.phases import TimedPhases
-from padim_bottle.runs.record import (
-    area_of,
-    describe_calibration,
-    describe_model,
-    describe_weights,
-    run_p_values,
-    run_seed,
-    run_thresholds,
-    training_table,
-)
 from padim_bottle.runs.run import Run
 from padim_bottle.runs.workspace import config_text, discard_workspace, take_checkpoint
 from padim_bottle.stages import clock, stage
@@ -125,7 +115,7 @@ class ResultsWriter(TimedPhases):
         if self.previous is not None:
             Run.read(self.previous)  # before the work: whether it can be compared
         environment.start_measuring(trainer.strategy.root_device)
-        seed = run_seed(pl_module)
+        seed = record.run_seed(pl_module)
         self.folder = self.root / self.experiment / ("unseeded" if seed is None else f"seed_{seed}")
         try:
             self._writing = PartialRun(self.folder)
@@ -154,7 +144,7 @@ class ResultsWriter(TimedPhases):
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._batches: list[Predictions] = []
-        self._thresholds = run_thresholds(pl_module, trainer.datamodule)
+        self._thresholds = record.run_thresholds(pl_module, trainer.datamodule)
         for listener in self._listeners:
             listener.on_run_start(self._partial, self._thresholds, pl_module)
 
@@ -167,10 +157,10 @@ class ResultsWriter(TimedPhases):
     def _take(self, pl_module: LightningModule, outputs: Any) -> None:
         if outputs.anomaly_map is None:
             raise UserError(f"{type(pl_module).__name__} gives no anomaly maps, which the results are made from.")
-        predictions = batch_predictions(outputs, self._data, area_of(pl_module))
+        predictions = batch_predictions(outputs, self._data, record.area_of(pl_module))
         self._batches.append(predictions)
         with stage("draw"):
-            self._show(judged_batch(outputs, predictions, run_p_values(pl_module, predictions.scores)))
+            self._show(judged_batch(outputs, predictions, record.run_p_values(pl_module, predictions.scores)))
 
     def _show(self, images: Iterable[JudgedImage]) -> None:
         """Hand images to the listeners that want some; where none does, they are not even made."""
@@ -194,7 +184,7 @@ class ResultsWriter(TimedPhases):
             self._batches = []  # they would take as much memory again
             metrics = evaluate(predictions, self._thresholds)
 
-        table = predictions_table(predictions, self._thresholds, run_p_values(pl_module, predictions.scores))
+        table = predictions_table(predictions, self._thresholds, record.run_p_values(pl_module, predictions.scores))
         table.to_csv(self._partial / "predictions.csv", index=False)
         self._refuse(trainer.datamodule, table)
         config = config_text(trainer)
@@ -242,7 +232,7 @@ class ResultsWriter(TimedPhases):
 
     def _review(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what the calibration tells of the training photos; of a plain folder of them, draw the oddest."""
-        table = training_table(pl_module)
+        table = record.training_table(pl_module)
         if table is None:
             return
         table.to_csv(self._partial / "training_photos.csv", index=False)
@@ -250,20 +240,20 @@ class ResultsWriter(TimedPhases):
             self._show(judged_training(table.head(ODDEST), trainer.datamodule.train_data, pl_module))
 
     def _header(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        data, area = self._data.as_dict(), area_of(pl_module)
+        data, area = self._data.as_dict(), record.area_of(pl_module)
         if area is not None:
             data["left_out"].append(f"Only the region counts, {area.mean():.1%} of the photo, in pixel metrics too.")
         return {
             "experiment": self.experiment,
-            "seed": run_seed(pl_module),
+            "seed": record.run_seed(pl_module),
             "data": data,
-            "weights": describe_weights(pl_module),
-            "model": describe_model(pl_module),
+            "weights": record.describe_weights(pl_module),
+            "model": record.describe_model(pl_module),
         }
 
     def _footer(self, pl_module: LightningModule) -> dict[str, Any]:
         return {
-            "calibration": describe_calibration(pl_module),
+            "calibration": record.describe_calibration(pl_module),
             "seconds": {},  # known when all is done, and so is
             "profile": {},
             "checkpoint_bytes": (self._partial / "model.ckpt").stat().st_size,
