@@ -21,7 +21,7 @@ from padim_bottle.runs import folder
 from padim_bottle.stages import cores
 
 # From photos (B, 3, H, W), RGB float32 in [0, 1], to anomalib's outputs by name, and to raw_score where it is at hand.
-Run = Callable[[NDArray[np.float32]], dict[str, NDArray[Any]]]
+Inference = Callable[[NDArray[np.float32]], dict[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ class Predictor:
         self,
         name: str,
         card: dict[str, Any],
-        run: Run,
+        run: Inference,
         alpha: float | None = None,
         digest: str = "",
         confidence: float | None = None,
@@ -239,7 +239,7 @@ def _load_checkpoint(
     return Predictor("torch", card, run, alpha, sha256(path), confidence)
 
 
-def _load_onnx(folder: Path, card: dict[str, Any], threads: int | None) -> Run:
+def _load_onnx(folder: Path, card: dict[str, Any], threads: int | None) -> Inference:
     ort = _require("onnxruntime", "ONNX")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or cores()
@@ -253,7 +253,7 @@ def _load_onnx(folder: Path, card: dict[str, Any], threads: int | None) -> Run:
     return lambda photos: dict(zip(names, session.run(names, {card["input"]["name"]: photos}), strict=True))
 
 
-def _load_openvino(folder: Path, card: dict[str, Any], threads: int | None) -> Run:
+def _load_openvino(folder: Path, card: dict[str, Any], threads: int | None) -> Inference:
     ov = _require("openvino", "OpenVINO")
     file = folder / MODEL_FILES["openvino"]
     settings = {

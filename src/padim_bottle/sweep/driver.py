@@ -14,7 +14,7 @@ from pathlib import Path
 from padim_bottle.errors import UserError
 from padim_bottle.files import write_whole
 from padim_bottle.runs.folder import failure_record, recover
-from padim_bottle.sweep.group import Outcome, Run, train_group
+from padim_bottle.sweep.group import Outcome, PlannedRun, train_group
 from padim_bottle.sweep.plan import SweepSettings, finished, in_groups, in_shard, plan
 
 
@@ -65,7 +65,9 @@ def sweep(settings: SweepSettings, shard: str | None = None) -> int:
     return len(failures)
 
 
-def _work_off(groups: Sequence[Sequence[Run]], done: int, settings: SweepSettings, workplace: Path) -> list[Outcome]:
+def _work_off(
+    groups: Sequence[Sequence[PlannedRun]], done: int, settings: SweepSettings, workplace: Path
+) -> list[Outcome]:
     """Do all groups here or on Ray, show progress, and return the runs that failed."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -118,7 +120,7 @@ def _record_failure(outcome: Outcome) -> None:
         print(f"{outcome.run}: its failure is not recorded ({error.strerror})", file=sys.stderr)
 
 
-def _compare(runs: Sequence[Run]) -> None:
+def _compare(runs: Sequence[PlannedRun]) -> None:
     from padim_bottle.compare.comparison import Comparison
     from padim_bottle.compare.outputs import write_comparison
 

@@ -16,7 +16,7 @@ from padim_bottle.errors import explain_failure, in_a_line
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One run of a sweep.
 
     Attributes:
@@ -48,13 +48,13 @@ class Run:
 class Outcome:
     """What became of a run: why it failed, in a line and with its traceback, or neither."""
 
-    run: Run
+    run: PlannedRun
     seconds: float
     error: str | None = None
     traceback: str | None = None
 
     @classmethod
-    def failed(cls, run: Run, error: BaseException, seconds: float = 0) -> "Outcome":
+    def failed(cls, run: PlannedRun, error: BaseException, seconds: float = 0) -> "Outcome":
         """Return that an error ended a run."""
         name, said = type(error).__name__, in_a_line(error)
         line = explain_failure(error) or (name if said == name else f"{name}: {said}")
@@ -62,7 +62,7 @@ class Outcome:
 
 
 def train_group(
-    runs: Sequence[Run], workplace: Path, cache_folder: Path, results: Path | None = None
+    runs: Sequence[PlannedRun], workplace: Path, cache_folder: Path, results: Path | None = None
 ) -> Iterator[Outcome]:
     """Train and test runs that differ in their seeds alone, exactly as ``scripts/train.py`` does.
 

@@ -13,7 +13,7 @@ from padim_bottle.errors import UserError
 from padim_bottle.experiment.config_check import check_config, read_structured
 from padim_bottle.experiment.variants import spell_argument, variants_of
 from padim_bottle.files import sha256
-from padim_bottle.sweep.group import Run
+from padim_bottle.sweep.group import PlannedRun
 
 
 @dataclass
@@ -51,7 +51,7 @@ def read_settings(config: Path) -> SweepSettings:
     return settings
 
 
-def plan(settings: SweepSettings) -> list[Run]:
+def plan(settings: SweepSettings) -> list[PlannedRun]:
     """Return all runs of a sweep; every config is parsed, none is built.
 
     Raises:
@@ -76,14 +76,14 @@ def plan(settings: SweepSettings) -> list[Run]:
             # A model without anything random has the same figures for every seed.
             for seed in seeds if experiment.is_random else seeds[:1]:
                 experiment.choose(seed, name, root)
-                runs.append(Run(config, variant.overrides, root, name, seed, experiment.config_sha256()))
+                runs.append(PlannedRun(config, variant.overrides, root, name, seed, experiment.config_sha256()))
     folder, times = Counter(run.folder for run in runs).most_common(1)[0]
     if times > 1:
         raise UserError(f"Two runs would write to {folder}: give the experiments different names.")
     return runs
 
 
-def in_shard(runs: Sequence[Run], shard: str) -> list[Run]:
+def in_shard(runs: Sequence[PlannedRun], shard: str) -> list[PlannedRun]:
     """Return the runs of one of several processes that share a sweep: of ``2/5`` every fifth, from the second on.
 
     Raises:
@@ -129,7 +129,7 @@ def name_suffix(chosen: dict[str, Any]) -> str:
     return re.sub(r"[^\w. +=,-]+", "-", "".join(spelled))
 
 
-def finished(runs: Sequence[Run]) -> set[Run]:
+def finished(runs: Sequence[PlannedRun]) -> set[PlannedRun]:
     """Return the runs whose results are there, of the same configuration, data and code.
 
     Raises:
@@ -161,7 +161,7 @@ def finished(runs: Sequence[Run]) -> set[Run]:
     return done
 
 
-def in_groups(runs: Sequence[Run], size: int) -> list[list[Run]]:
+def in_groups(runs: Sequence[PlannedRun], size: int) -> list[list[PlannedRun]]:
     """Return runs that can share one pass through the backbone, at most ``size`` together."""
     groups = []
     for _, seeds in itertools.groupby(runs, key=lambda run: (run.config, run.overrides)):

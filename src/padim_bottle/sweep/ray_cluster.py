@@ -18,7 +18,7 @@ from typing import NamedTuple
 from padim_bottle.errors import UserError, in_a_line
 from padim_bottle.runs.environment import code_digest
 from padim_bottle.runs.folder import PartialRun
-from padim_bottle.sweep.group import Outcome, Run, train_group
+from padim_bottle.sweep.group import Outcome, PlannedRun, train_group
 
 CONNECT_SECONDS = 15
 ATTEMPTS = 4
@@ -66,7 +66,7 @@ def connected(address: str, num_cpus: float, num_gpus: float) -> Iterator[None]:
         ray.shutdown()
 
 
-def train_on_ray(groups: Sequence[Sequence[Run]], num_cpus: float, num_gpus: float) -> Iterator[Outcome]:
+def train_on_ray(groups: Sequence[Sequence[PlannedRun]], num_cpus: float, num_gpus: float) -> Iterator[Outcome]:
     """Train groups of runs on the cluster that is connected, and put the results in the runs' own folders.
 
     Args:
@@ -81,7 +81,7 @@ def train_on_ray(groups: Sequence[Sequence[Run]], num_cpus: float, num_gpus: flo
 
     work = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=0)(_train_on_node)
 
-    def send(runs: list[Run]) -> ray.ObjectRefGenerator:
+    def send(runs: list[PlannedRun]) -> ray.ObjectRefGenerator:
         return work.remote(runs, runs[0].config.read_text(), code_digest(), str(Path.cwd()))
 
     waiting = {send(list(runs)): (list(runs), 1) for runs in groups}
@@ -112,7 +112,7 @@ def train_on_ray(groups: Sequence[Sequence[Run]], num_cpus: float, num_gpus: flo
             yield outcome
 
 
-def _train_on_node(runs: list[Run], config: str, code: str, directory: str) -> Iterator[Parcel]:
+def _train_on_node(runs: list[PlannedRun], config: str, code: str, directory: str) -> Iterator[Parcel]:
     """Train a group on this node; send each run's files and forget them."""
     if code_digest() != code:
         raise UserError(f"{socket.gethostname()} has another version of padim_bottle than the driver.")
