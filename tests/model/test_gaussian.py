@@ -6,6 +6,7 @@ import torch
 from anomalib.models.components import MultiVariateGaussian
 
 from padim_bottle.errors import UserError
+from padim_bottle.model import gaussian
 from padim_bottle.model.gaussian import COVARIANCE_EPSILON, PatchGaussians, pack_lower, precision_cholesky, unpack_lower
 
 EPSILON = COVARIANCE_EPSILON * torch.eye(6, dtype=torch.float64)
@@ -64,7 +65,20 @@ def test_order_and_blocks_do_not_matter(block):
     shuffled = embedding[torch.randperm(40, generator=torch.Generator().manual_seed(1))]
     ours = fitted(shuffled, block)
     torch.testing.assert_close(ours.mean, expected.mean, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(ours.precision_cholesky, expected.precision_cholesky, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.inv_covariance, expected.inv_covariance, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("features", "width"), [(30, 25), (7, 25), (50, 10)])
+def test_distances_without_the_zeros_are_the_same(features, width, dtype, monkeypatch):
+    monkeypatch.setattr(gaussian, "WIDTH", width)
+    embedding = torch.randn(24, 6, features, generator=torch.Generator().manual_seed(0))
+    gaussians = fitted(embedding, storage_dtype=dtype)
+    delta = (embedding[:5] - gaussians.mean).double()
+    expected = torch.einsum("bpi,pij,bpj->bp", delta, gaussians.inv_covariance.double(), delta).sqrt()
+    for held in (torch.float32, dtype):
+        gaussians.hold_as(held)
+        torch.testing.assert_close(gaussians.distance(embedding[:5]).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_precision_cholesky_is_the_unique_lower_factor_of_the_inverse():
@@ -116,6 +130,8 @@ def test_half_precision_checkpoint_holds_exactly_what_is_in_memory():
     assert state["precision_cholesky"].dtype == torch.float16
     assert state["precision_cholesky"].shape == (9, 21)
     restored = PatchGaussians()
+    with pytest.raises(RuntimeError, match="precision_cholesky"):
+        restored.load_state_dict({"mean": state["mean"]})
     restored.load_state_dict(state)
     assert torch.equal(restored.distance(embedding), gaussians.distance(embedding))
     # and is close to full precision

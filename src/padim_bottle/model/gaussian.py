@@ -11,7 +11,7 @@ the cell and the images, and the covariance ``S / (k (N - 1)) + eps I``.
 """
 
 import logging
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -22,6 +22,12 @@ logger = logging.getLogger(__name__)
 
 # anomalib adds 0.01 (the paper's eps) and then 1e-5 to the diagonal.
 COVARIANCE_EPSILON = 0.01 + 1e-5
+
+# Columns of the factors that are kept together.
+WIDTH = 25
+
+# Cells whose factors are whole in memory at a time.
+_CELLS = 256
 
 
 class Fitted(NamedTuple):
@@ -41,8 +47,10 @@ class Fitted(NamedTuple):
 class PatchGaussians(nn.Module):
     """Mean and precision of a Gaussian at each patch position.
 
-    Memory: ``4 P d (d / k + 1)`` bytes for any number of images (164 MB for P = 4096, d = 100, k = 1). In a checkpoint
-    only the lower triangle is kept, in ``storage_dtype``.
+    A distance takes each factor once, so scoring is as fast as memory delivers them, and their zeros are neither kept
+    nor read: cut into blocks of ``WIDTH`` columns, of which each starts at its first row that is not zero, they take
+    ``4 P d (d + WIDTH) / (2 k)`` bytes (102 MB for P = 4096, d = 100, k = 1). In a checkpoint the lower triangle is
+    kept, in ``storage_dtype``.
 
     Args:
         shared: k, positions that share a covariance: the first k of them, the next k, and so on.
@@ -56,20 +64,29 @@ class PatchGaussians(nn.Module):
         self.storage_dtype = storage_dtype
         self.shared = shared
         self.register_buffer("mean", torch.empty(0))  # (P, d)
-        # (P / k, d, d)
-        self.register_buffer("precision_cholesky", torch.empty(0))
         self.mean: torch.Tensor
-        self.precision_cholesky: torch.Tensor
+        # Of each block of columns its first; the block (P / k, d - first, WIDTH) is a buffer of its own.
+        self._starts = range(0)
 
     @property
     def inv_covariance(self) -> torch.Tensor:
         """Inverse covariance matrices (P / k, d, d), as anomalib's ``MultiVariateGaussian`` keeps them."""
-        return self.precision_cholesky @ self.precision_cholesky.mT
+        factors = self._factors(slice(None))
+        return factors @ factors.mT
 
     def allocate(self, positions: int, features: int) -> None:
         """Make room for the Gaussians of so many positions, block by block to be fitted."""
+        self.reset()
         self.mean = self.mean.new_empty(positions, features)
-        self.precision_cholesky = self.mean.new_empty(positions // self.shared, features, features)
+        self._starts = range(0, features, WIDTH)
+        for start in self._starts:
+            block = self.mean.new_empty(positions // self.shared, features - start, min(WIDTH, features - start))
+            self.register_buffer(f"columns_{start}", block, persistent=False)
+
+    def hold_as(self, dtype: torch.dtype) -> None:
+        """Hold the factors in another type, and so export them; distances are single precision."""
+        for start in self._starts:
+            self.register_buffer(f"columns_{start}", self._columns(start).to(dtype), persistent=False)
 
     def fit(self, embedding: torch.Tensor, start: int = 0, dtype: torch.dtype = torch.float32) -> Fitted:
         """Fit the Gaussians of some cells.
@@ -95,66 +112,65 @@ class PatchGaussians(nn.Module):
         covariance.diagonal(dim1=-2, dim2=-1).add_(COVARIANCE_EPSILON)
         factors = precision_cholesky(covariance)
         self.mean[start : start + positions] = mean
-        cell = start // self.shared
-        # The model that is tested is the model that is saved.
-        self.precision_cholesky[cell : cell + len(factors)] = factors.to(self.storage_dtype)
+        self._keep(factors, start // self.shared)
         return Fitted(mean, deltas, factors)
 
     def reset(self) -> None:
         """Drop the Gaussians."""
         self.mean = self.mean.new_empty(0)
-        self.precision_cholesky = self.precision_cholesky.new_empty(0)
+        for start in self._starts:
+            delattr(self, f"columns_{start}")
+        self._starts = range(0)
 
     def distance(self, embedding: torch.Tensor) -> torch.Tensor:
         """Return the Mahalanobis distances (B, P) of embeddings (B, P, d); paper, eq. 2."""
         delta = by_cell(embedding - self.mean, self.shared)
-        distances = torch.linalg.vector_norm(torch.bmm(delta, self.precision_cholesky), dim=-1)
-        return by_image(distances, self.shared)
+        parts = [torch.bmm(delta[..., start:], self._columns(start).to(delta.dtype)) for start in self._starts]
+        return by_image(torch.cat(parts, dim=-1).square().sum(dim=-1).sqrt(), self.shared)
+
+    def _columns(self, start: int) -> torch.Tensor:
+        return self.get_buffer(f"columns_{start}")
+
+    def _keep(self, factors: torch.Tensor, cell: int) -> None:
+        """Keep the factors (C, d, d) of some cells."""
+        for start in self._starts:
+            columns = factors[:, start:, start : start + WIDTH]
+            # Rounded: the model that is tested is the model that is saved.
+            self._columns(start)[cell : cell + len(factors)] = columns.to(self.storage_dtype)
+
+    def _factors(self, cells: slice) -> torch.Tensor:
+        """Return the factors (C, d, d) of some cells."""
+        blocks = [self._columns(start)[cells] for start in self._starts]
+        return torch.cat(
+            [nn.functional.pad(block, (0, 0, self.mean.shape[-1] - block.shape[1], 0)) for block in blocks], -1
+        )
 
     def _save_to_state_dict(self, destination: dict[str, torch.Tensor], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "precision_cholesky"] = pack_lower(self.precision_cholesky, self.storage_dtype)
+        packed = self.mean.new_empty(0)
+        if self.mean.numel():
+            positions, features = self.mean.shape
+            packed = packed.new_empty(
+                positions // self.shared, features * (features + 1) // 2, dtype=self.storage_dtype
+            )
+            for start in range(0, len(packed), _CELLS):
+                cells = slice(start, start + _CELLS)
+                packed[cells] = pack_lower(self._factors(cells))
+        destination[prefix + "precision_cholesky"] = packed
 
-    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: object) -> None:
-        mean = state_dict.get(prefix + "mean")
-        packed = state_dict.get(prefix + "precision_cholesky")
-        if mean is not None and packed is not None:
-            device = self.mean.device
-            self.storage_dtype = packed.dtype
-            self.mean = torch.empty_like(mean, device=device)
-            state_dict[prefix + "precision_cholesky"] = unpack_lower(packed.float(), mean.shape[-1])
-            self.precision_cholesky = torch.empty_like(state_dict[prefix + "precision_cholesky"], device=device)
+    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any) -> None:
+        mean, packed = state_dict.get(prefix + "mean"), state_dict.pop(prefix + "precision_cholesky", None)
+        if packed is None:
+            missing_keys = args[2]
+            missing_keys.append(prefix + "precision_cholesky")
+        elif mean is not None:
+            self.reset()
+            if mean.numel():
+                self.storage_dtype = packed.dtype
+                self.allocate(*mean.shape)
+                for start in range(0, len(packed), _CELLS):
+                    self._keep(unpack_lower(packed[start : start + _CELLS].float(), mean.shape[-1]), start)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-class TriangularDistance(nn.Module):
-    """The Mahalanobis distances of fitted Gaussians, for inference: the factors' zeros are neither kept nor read.
-
-    A distance takes each factor once, so scoring an image is as fast as memory delivers them. Cut into blocks of
-    columns, of which each starts at its first row that is not zero, they take ``P d (d + width) / (2 k)`` numbers.
-
-    Args:
-        gaussians: the fitted Gaussians; they are left empty, or the factors would be held twice.
-        dtype: of the factors in memory, and in a file that is exported; distances are single precision.
-        width: columns of a block.
-    """
-
-    def __init__(self, gaussians: PatchGaussians, dtype: torch.dtype = torch.float32, width: int = 25) -> None:
-        super().__init__()
-        self.shared = gaussians.shared
-        self.register_buffer("mean", gaussians.mean)
-        self.mean: torch.Tensor
-        self.starts = range(0, self.mean.shape[-1], width)
-        for start in self.starts:
-            block = gaussians.precision_cholesky[:, start:, start : start + width]
-            self.register_buffer(f"block_{start}", block.to(dtype).contiguous())
-        gaussians.precision_cholesky = torch.empty(0)
-
-    def distance(self, embedding: torch.Tensor) -> torch.Tensor:
-        """Return the Mahalanobis distances (B, P) of embeddings (B, P, d)."""
-        delta = by_cell(embedding - self.mean, self.shared)
-        blocks = [torch.bmm(delta[..., s:], self.get_buffer(f"block_{s}").to(delta.dtype)) for s in self.starts]
-        return by_image(torch.cat(blocks, dim=-1).square().sum(dim=-1).sqrt(), self.shared)
 
 
 def by_cell(embedding: torch.Tensor, shared: int) -> torch.Tensor:
@@ -209,22 +225,14 @@ def precision_cholesky(covariance: torch.Tensor) -> torch.Tensor:
     return inverse.mT.flip(-1, -2)
 
 
-def pack_lower(matrices: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+def pack_lower(matrices: torch.Tensor) -> torch.Tensor:
     """Return the lower triangles (P, d (d + 1) / 2) of matrices (P, d, d), row by row."""
-    if matrices.numel() == 0:
-        return matrices
     rows, columns = torch.tril_indices(*matrices.shape[-2:], device=matrices.device)
-    packed = matrices.new_empty(len(matrices), len(rows), dtype=dtype)
-    # In blocks, or the triangles would for a moment exist in single precision too.
-    for source, target in zip(matrices.split(256), packed.split(256), strict=True):
-        target.copy_(source[:, rows, columns])
-    return packed
+    return matrices[:, rows, columns]
 
 
 def unpack_lower(packed: torch.Tensor, size: int) -> torch.Tensor:
     """Return matrices (P, d, d) with the given lower triangles and zeros above."""
-    if packed.numel() == 0:
-        return packed
     rows, columns = torch.tril_indices(size, size, device=packed.device)
     matrices = packed.new_zeros(len(packed), size, size)
     matrices[:, rows, columns] = packed

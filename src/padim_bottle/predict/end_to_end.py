@@ -11,7 +11,6 @@ from torch import nn
 from torchvision.transforms.v2 import Compose, InterpolationMode, Resize
 
 from padim_bottle.errors import UserError
-from padim_bottle.model.gaussian import TriangularDistance
 from padim_bottle.model.padim import Padim
 
 # Output pixels that share a window of the input: fewer waste copies, more waste multiplications.
@@ -42,10 +41,8 @@ class EndToEndPadim(ExportMixin, LightningModule):
         self.transform = _exportable(transform) if exporting else transform
         self.model = padim.model
         self.post_processor = padim.post_processor
-        for grid in self.model.grids:
-            grid.gaussian = TriangularDistance(
-                grid.gaussian, grid.gaussian.storage_dtype if exporting else torch.float32
-            )
+        for grid in self.model.grids if exporting else ():
+            grid.gaussian.hold_as(grid.gaussian.storage_dtype)
         self.eval()
 
     def forward(self, image: torch.Tensor) -> InferenceBatch:
