@@ -11,12 +11,10 @@ from padim_bottle.model.calibration import (
     PositionStatistics,
     calibrate,
     check_parts,
-    dtype_for,
     kept_maps,
-    leave_part_out_distances,
-    leave_part_out_distances_of,
 )
 from padim_bottle.model.gaussian import COVARIANCE_EPSILON, PatchGaussians, by_image
+from padim_bottle.model.leave_out import dtype_for, leave_part_out_distances, leave_part_out_distances_of
 from padim_bottle.model.parts import Parts
 from padim_bottle.model.post_processor import CalibratedPostProcessor
 from padim_bottle.model.rule import Rule, threshold_rank

@@ -13,9 +13,9 @@ from torch import nn
 
 from padim_bottle.errors import UserError
 from padim_bottle.model.area import touched
-from padim_bottle.model.calibration import dtype_for, leave_part_out_distances, leave_part_out_distances_of
 from padim_bottle.model.embedding import PatchEmbedding
 from padim_bottle.model.gaussian import PatchGaussians, by_image
+from padim_bottle.model.leave_out import dtype_for, leave_part_out_distances, leave_part_out_distances_of
 from padim_bottle.model.parts import Parts
 from padim_bottle.model.store import PhotoStore
 
