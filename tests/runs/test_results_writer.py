@@ -26,7 +26,15 @@ def read(folder):
 
 def without_clocks(metrics):
     # A checkpoint holds the path of Lightning's working folder, so its size varies with that by some bytes.
-    changing = {"seconds", "profile", "peak_memory_bytes", "finished", "config_sha256", "checkpoint_bytes"}
+    changing = {
+        "seconds",
+        "profile",
+        "peak_memory_bytes",
+        "finished",
+        "config_sha256",
+        "checkpoint_bytes",
+        "git_commit",
+    }
     return {key: value for key, value in metrics.items() if key not in changing}
 
 
