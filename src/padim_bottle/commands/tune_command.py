@@ -56,9 +56,9 @@ def tune(
     candidates = candidates_of(config, values, fixed)
     with quiet_imports():
         from padim_bottle.tune.measure import fabric_of, measure, training_paths
-        from padim_bottle.tune.results import Tuning, default_name, ranking_table, write_results
+        from padim_bottle.tune.results import Tuning, ranking_table, write_results
 
-    name = name or default_name(config, values)
+    name = name or ",".join([config.stem, *(key.rsplit(".", 1)[-1] for key in values)])
     tuning = Tuning(name, config, values, chosen, settings, training_paths(candidates[0].experiment), fixed)
     tuning.check_folder()
     with _progress() as track:

@@ -95,7 +95,9 @@ def draw(photo: NDArray[np.uint8], prediction: ImagePrediction) -> tuple[NDArray
     )
     # Normalised: the threshold is at 0.5 and a typical good pixel at 0.25.
     heatmap = overlay(photo, HeatmapScale.from_threshold(0.5, 0.25).colours(anomaly_map))
-    mask = _resized(prediction.mask, shrinks, width, height)
+    # Of which nothing is lost where it gets smaller.
+    way = cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST
+    mask: Any = cv2.resize(prediction.mask.astype(np.float32), (width, height), interpolation=way) > 0
     if mask.any() and mask.shape != prediction.mask.shape:
         # The border follows the map, not the model's coarser pixels, which a region keeps that the resizing lost.
         labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
@@ -106,9 +108,3 @@ def draw(photo: NDArray[np.uint8], prediction: ImagePrediction) -> tuple[NDArray
     regions = find_regions(prediction.anomaly_map, prediction.mask, (height, width))
     draw_numbers(heatmap, [region.box for region in regions], PREDICTION)
     return heatmap, (mask * 255).astype("uint8")
-
-
-def _resized(mask: NDArray[np.bool_], shrinks: bool, width: int, height: int) -> NDArray[np.bool_]:
-    """Return a mask at another size, of which nothing is lost where it gets smaller."""
-    way = cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST
-    return np.asarray(cv2.resize(mask.astype(np.float32), (width, height), interpolation=way) > 0)

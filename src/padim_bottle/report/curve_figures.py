@@ -14,6 +14,9 @@ from padim_bottle.report.reference_thresholds import reference_thresholds
 from padim_bottle.report.score_figures import BLACK, LINES, Drawing, plain, tidy
 from padim_bottle.runs.run import Run
 
+# Of a confusion matrix: what recall counts, and what is left of all defects.
+_FOUND = ("true_positive", "false_negative")
+
 
 def draw_roc(run: Run) -> Drawing:
     """Draw the ROC curve of the images, whole and its corner, with the thresholds on it."""
@@ -32,7 +35,7 @@ def draw_roc(run: Run) -> Drawing:
     panels[0].plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
     panels[0].set(xlim=(-0.03, 1), ylim=(0, 1.03))
     panels[1].set(xlim=(-0.01, 0.3), ylim=(0.7, 1.01))
-    _mark_thresholds(figure, panels, run, lambda c: (_rate(c, "false_positive", "true_negative"), _recall(c)))
+    _mark_thresholds(figure, panels, run, lambda c: (_rate(c, "false_positive", "true_negative"), _rate(c, *_FOUND)))
     caption = (
         f"The share of defective images that are found against the share of good images that raise an alarm, over all "
         f"thresholds: the area beneath is {curve.auroc:.4f}. The nearer the line to the upper left corner the better; "
@@ -61,7 +64,7 @@ def draw_precision_recall(run: Run) -> Drawing:
     panels[0].axhline(prevalence, color="0.6", linewidth=0.8, linestyle=":")
     panels[0].set(xlim=(0, 1.03), ylim=(0, 1.03))
     panels[1].set(xlim=(0.7, 1.01), ylim=(0.7, 1.01))
-    _mark_thresholds(figure, panels, run, lambda c: (_recall(c), _rate(c, "true_positive", "false_positive")))
+    _mark_thresholds(figure, panels, run, lambda c: (_rate(c, *_FOUND), _rate(c, "true_positive", "false_positive")))
     caption = (
         f"What an alarm is worth against how many defects raise one, over all thresholds: average precision "
         f"{curve.average_precision:.4f}. The nearer to the upper right corner the better; the dotted line is guessing, "
@@ -146,10 +149,6 @@ def _mark_thresholds(
         handles.append(handle)
     if handles:
         figure.legend(handles=handles, loc="lower center", ncols=2, frameon=False, fontsize=8.5)
-
-
-def _recall(counts: dict[str, int]) -> float:
-    return _rate(counts, "true_positive", "false_negative")
 
 
 def _rate(counts: dict[str, int], part: str, rest: str) -> float:

@@ -77,13 +77,15 @@ def draw_panels(
         raise ValueError("anomaly_map holds NaN")
     zoom = math.ceil(_MIN_PANEL / min(anomaly_map.shape))
     height, width = anomaly_map.shape[0] * zoom, anomaly_map.shape[1] * zoom
-    image = _resized(image, height, width)
+    way = cv2.INTER_AREA if image.shape[0] > height else cv2.INTER_LINEAR
+    image = np.asarray(cv2.resize(image, (width, height), interpolation=way), np.uint8)
     if area is not None:
         image = np.where(_enlarged(area, zoom)[..., None], image, image // 3)
     regions = find_regions(anomaly_map, predicted_mask, (height, width))
     predicted_mask = _enlarged(predicted_mask, zoom)
     heat = cv2.resize(scale.colours(anomaly_map), (width, height), interpolation=cv2.INTER_LINEAR)
-    decision = _tinted(image, predicted_mask, PREDICTION)
+    decision = image.copy()
+    decision[predicted_mask] = (0.8 * image[predicted_mask] + 0.2 * np.array(PREDICTION)).astype(np.uint8)
     draw_outline(decision, predicted_mask, PREDICTION)
     if mask is None:
         truth, title = np.full_like(image, 45), "Ground truth: not known"
@@ -173,20 +175,8 @@ def encode_jpeg(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _resized(image: Picture, height: int, width: int) -> Picture:
-    shrinks = image.shape[0] > height
-    way = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, (width, height), interpolation=way), np.uint8)
-
-
 def _enlarged(mask: NDArray[np.bool_], zoom: int) -> NDArray[np.bool_]:
     return mask.repeat(zoom, axis=0).repeat(zoom, axis=1)
-
-
-def _tinted(image: Picture, mask: NDArray[np.bool_], colour: Colour) -> Picture:
-    tinted = image.copy()
-    tinted[mask] = (0.8 * image[mask] + 0.2 * np.array(colour)).astype(np.uint8)
-    return tinted
 
 
 def _key(

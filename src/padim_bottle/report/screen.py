@@ -37,7 +37,10 @@ def print_summary(run: Run, console: Console | None = None) -> None:
         table = run_table(run, title, published=True)
         console.print(replace(table, notes=[METRICS_NOTE, *table.notes]).screen())
     else:
-        sentences.append(_calibration_sentence(metrics))
+        sentences.append(
+            f"{data['name']} '{data['category']}', {data['train_images']} training images. Threshold "
+            f"{metrics['thresholds']['image']:.3f} ({metrics['thresholds']['source']})."
+        )
     if metrics["confusion_matrix"] is not None:
         sentences.append(_threshold_sentences(metrics))
     sentences += data.get("left_out", [])
@@ -50,14 +53,6 @@ def print_summary(run: Run, console: Console | None = None) -> None:
     for name in _FILES:
         if (run.folder / name).exists():
             console.print(f"  {run.folder / name}", markup=False, highlight=False)
-
-
-def _calibration_sentence(metrics: dict[str, Any]) -> str:
-    data, thresholds = metrics["data"], metrics["thresholds"]
-    return (
-        f"{data['name']} '{data['category']}', {data['train_images']} training images. Threshold "
-        f"{thresholds['image']:.3f} ({thresholds['source']})."
-    )
 
 
 def _threshold_sentences(metrics: dict[str, Any]) -> str:

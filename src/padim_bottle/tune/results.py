@@ -247,8 +247,3 @@ def _draw_anomalies(tuning: Tuning) -> bytes:
     png = io.BytesIO()
     drawn.savefig(png, format="png", metadata={"Software": None})
     return png.getvalue()
-
-
-def default_name(config: Path, grid: dict[str, list[Any]]) -> str:
-    """Return the folder's name for a config and the keys that are tuned, for example ``padim_resnet18,support``."""
-    return ",".join([config.stem, *(key.rsplit(".", 1)[-1] for key in grid)])
