@@ -87,21 +87,21 @@ def test_the_docs_show_how_often_new_photos_alarm():
     assert all(low <= alarms <= high for deals in record["bottle"].values() for alarms in deals)
 
 
-def test_the_docs_show_how_many_photos_do():
-    shown = few_photos.table(read_record(RECORDS.parent / "tuning", "few_photos"))
-    assert len(shown.rows) == 12
-    assert shown.markdown() in (ROOT / "docs" / "threshold.md").read_text()
-
-
-def test_the_docs_show_what_bfloat16_does():
-    shown = precision.table(read_record(RECORDS, "precision"))
-    assert len(shown.rows) == 4
-    assert shown.markdown() in (ROOT / "docs" / "results.md").read_text()
-
-
-def test_the_docs_show_what_an_area_saves():
-    (table,) = area.tables(read_record(RECORDS, "area"))
-    assert table.markdown() in (ROOT / "docs" / "maps.md").read_text() and len(table.rows) == 4
+@pytest.mark.parametrize(
+    ("benchmark", "record", "page", "rows"),
+    [
+        (few_photos, "tuning/few_photos", "threshold", 12),
+        (precision, "benchmarks/precision", "results", 4),
+        (area, "benchmarks/area", "maps", 4),
+        (maps, "benchmarks/maps", "maps", None),
+    ],
+)
+def test_the_docs_show_what_was_measured(benchmark, record, page, rows):
+    found = read_record((RECORDS.parent / record).parent, Path(record).name)
+    shown = benchmark.tables(found) if hasattr(benchmark, "tables") else [benchmark.table(found)]
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    assert shown and all(table.markdown() in text for table in shown)
+    assert rows is None or [len(table.rows) for table in shown] == [rows]
 
 
 def test_the_docs_show_what_each_rule_finds():
@@ -114,12 +114,6 @@ def test_the_docs_show_what_each_rule_finds():
     said += "Of the {} anomalies found {} have no such pixel, and the highest 0.2 % lie on {} of these."
     assert said.format(*map(grids.get, [*names, "and pointed at"])) in " ".join(text.split())
     assert record["highest"] == HIGHEST == 0.998
-
-
-def test_the_docs_show_what_each_part_of_the_maps_does():
-    text = (ROOT / "docs" / "maps.md").read_text()
-    synthetic, bottle = maps.tables(read_record(RECORDS, "maps"))
-    assert synthetic.markdown() in text and bottle.markdown() in text
 
 
 def test_rates_are_counted_by_the_threshold_of_the_calibration():

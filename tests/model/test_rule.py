@@ -115,15 +115,15 @@ def test_the_rate_of_one_calibrated_model_lies_in_the_range_that_is_said(count, 
 @pytest.mark.parametrize(("count", "alpha"), [(59, 0.05), (209, 0.05), (1000, 0.05), (299, 0.01), (40, 0.1)])
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
 def test_with_a_confidence_that_share_of_models_keeps_below_alpha_and_hardly_more(count, alpha, confidence):
-    """Split scores: uniform, of new parts too, so that a threshold's rate is the share above it."""
-    scores = np.random.default_rng(1).random((4000, count), dtype=np.float32)
-    thresholds = np.array([Rule.calibrated(some, alpha, confidence).threshold for some in scores])
-    kept = np.mean(1 - thresholds <= alpha)
-    # The rank is a whole number: the exact share is the smallest that is possible and at least the confidence.
+    """Of uniform scores r of N lie below 1 - alpha with a binomial's probability."""
     rank = threshold_rank(count, alpha, confidence)
+    # The rank is a whole number: the exact share is the smallest that is possible and at least the confidence.
     exact, less = (stats.binom.cdf(r - 1, count, 1 - alpha) for r in (rank, rank - 1))
     assert less < confidence <= exact
-    assert kept == pytest.approx(exact, abs=0.02)
+    scores = np.random.default_rng(1).random(count, dtype=np.float32)
+    assert Rule.calibrated(scores, alpha, confidence).threshold == np.nextafter(
+        np.sort(scores)[rank - 1], np.float32(2)
+    )
 
 
 def test_a_confidence_is_a_higher_rank_and_needs_more_scores():

@@ -162,10 +162,7 @@ def test_filters_show_exactly_the_right_cards(open_page, run):
     page.locator("#filters label", has_text=re.compile(r"^all")).click()
     page.locator("#order").select_option("up")
     assert cards(page) == list(titles[::-1])
-
-
-def test_filters_follow_the_threshold(open_page, run):
-    page = open_page(run.folder)
+    # They follow the threshold.
     page.locator("#verdict").select_option("missed")
     before = len(cards(page))
     for _ in range(6):
@@ -212,16 +209,12 @@ def test_a_phone_is_wide_enough(scheme, open_page, run):
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
-def test_every_picture_is_drawn(open_page, run):
+def test_every_picture_is_drawn_and_a_hostile_name_is_inert(open_page, run):
     page = open_page(run.folder)
     page.evaluate("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
     page.wait_for_function("[...document.images].every(image => image.complete)")
     widths = page.evaluate("[...document.images].map(image => image.naturalWidth)")
     assert len(widths) == len(run.predictions) + 8 and min(widths) > 300
-
-
-def test_a_hostile_name_is_inert(open_page, run):
-    page = open_page(run.folder)
     assert page.locator("b", has_text=f"{HOSTILE}/").count() == TYPES[HOSTILE]
     assert page.locator("img[src=x]").count() == 0
 
