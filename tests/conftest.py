@@ -34,9 +34,9 @@ TINY = {"size": 64, "train_good": 12, "test_good": 4, "test_per_defect": 3, "see
 SLOW = {"exports", "swept", "tuned", "browser", "short_times"}
 # A process takes file after file: those that take long come first, or the others wait for the last of them.
 LONG = (
-    "test_precision.py", "test_faults.py", "test_doors.py", "test_export.py", "test_real_data.py",
-    "test_ray_cluster.py", "test_watch.py", "test_drift.py", "test_sweep.py", "test_configs.py", "test_app_browser.py",
-    "test_browser.py", "test_notebook.py", "test_wheel.py", "test_anomalib.py", "test_results_writer.py",
+    "test_real_data.py", "test_faults.py", "test_precision.py", "test_export.py", "test_configs.py", "test_notebook.py",
+    "test_ray_cluster.py", "test_watch.py", "test_drift.py", "test_sweep.py", "test_doors.py", "test_wheel.py",
+    "test_app_browser.py", "test_browser.py", "test_anomalib.py", "test_results_writer.py", "test_train_on_photos.py",
 )  # fmt: skip
 
 

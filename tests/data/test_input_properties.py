@@ -43,7 +43,7 @@ if Version(PIL.__version__).major < 13:
 KINDS = [(suffix, mode) for suffix, modes in MODES.items() for mode in modes]
 SIDES = st.one_of(st.integers(1, 40), st.sampled_from([1, 2, 3, 255, 256, 257, 1021]))
 
-property_test = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+property_test = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def make(mode, width, height, seed=0):
@@ -191,7 +191,7 @@ def picture(path, width=40, height=30, level=90):
     Image.new("RGB", (width, height), (level, level, level)).save(path)
 
 
-@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 5000), (5000, 3), (4000, 3000), (257, 255)])
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 5000), (5000, 3), (3000, 2000), (257, 255)])
 def test_any_size_arrives_at_the_models(tmp_path, width, height):
     folder = tmp_path / "parts"
     picture(folder / "train" / "good" / "a.png", width, height, 51)
