@@ -74,6 +74,7 @@ class Predictions:
             raise ValueError(f"anomaly_maps {maps.shape} and masks {masks.shape} differ in shape")
 
         if self.area is not None and masks is not None:
+            # For all who make predictions; the class is frozen.
             object.__setattr__(self, "masks", masks & self.area)
         self._refuse(~np.isfinite(self.scores), "its anomaly score is not a finite number")
         self._refuse(

@@ -108,8 +108,8 @@ class ResultsWriter(TimedPhases):
         if (region := getattr(pl_module, "region", None)) is not None and stage == "fit":
             photo = trainer.datamodule.train_data.samples["image_path"].iloc[0]
             check_aspect(read_area(region), read_size(photo), region)
-        self._listeners = [callback for callback in trainer.callbacks if isinstance(callback, RunListener)]
-        self._listeners = self._listeners or default_listeners(self.images, self.report)
+        listeners = [callback for callback in trainer.callbacks if isinstance(callback, RunListener)]
+        self._listeners = listeners or default_listeners(self.images, self.report)
         self.metrics, self.refused = None, None
         self.start_clock()
         if self.previous is not None:
@@ -194,7 +194,9 @@ class ResultsWriter(TimedPhases):
         self._write_metrics()
         clock.begin("report")
         with self._spared("The data of the figures"):
-            self._write_figure_data(pl_module, predictions)
+            scored = (getattr(pl_module.model, name, None) for name in ("scored_mean", "scored_std"))
+            arrays = (np.empty(0) if values is None else values.detach().float().cpu().numpy() for values in scored)
+            save_data(self._partial / DATA_FILE, predictions, self._thresholds, *arrays)
         with self._spared("The comparison with the run before"):
             self._write_changes(trainer.datamodule)
         for listener in self._listeners:
@@ -286,11 +288,6 @@ class ResultsWriter(TimedPhases):
         if before.calibration and after.calibration:
             text = json.dumps(describe_changes(before, after), indent=2, allow_nan=False)
             write_whole(self._partial / CHANGES_FILE, text + "\n")
-
-    def _write_figure_data(self, pl_module: LightningModule, predictions: Predictions) -> None:
-        scored = (getattr(pl_module.model, name, None) for name in ("scored_mean", "scored_std"))
-        arrays = (np.empty(0) if values is None else values.detach().float().cpu().numpy() for values in scored)
-        save_data(self._partial / DATA_FILE, predictions, self._thresholds, *arrays)
 
     @contextlib.contextmanager
     def _spared(self, what: str) -> Iterator[None]:
