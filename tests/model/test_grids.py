@@ -294,7 +294,9 @@ def test_training_again_starts_afresh(bottles, tmp_path, grids):
     once = fit(small_padim(grids=grids, n_features=40 if grids is None else None), bottles)
     first = predict(once, bottles)
     loaded = Padim.load_from_checkpoint(saved(once, tmp_path / "model.ckpt"))
+    images = training_images(once, bottles)[:2]
     for model in (once, loaded):
+        model.collect(model.model.features(images), images, ["", ""])  # of a training that was interrupted
         again = predict(fit(model, bottles), bottles)
         assert torch.equal(again["scores"], first["scores"])
         assert torch.equal(again["maps"], first["maps"])

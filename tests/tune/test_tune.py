@@ -163,6 +163,7 @@ def test_a_plain_folder_of_photos_is_tuned_on_as_any_other_data(workplace, tuned
     assert Path(best.settings.data.init_args.folder) == photos
     recorded = json.loads((folder / "tuning.json").read_text())["command"]
     assert recorded in (folder / "summary.md").read_text()
+    assert ("--photos", str(photos)) in itertools.pairwise(shlex.split(recorded))
     # The recorded command finds the same.
     assert run_verb("tune", shlex.split(recorded)[2:]) == 0
     pd.testing.assert_frame_equal(
