@@ -3,20 +3,17 @@
 Everything is drawn from the run's files, so figures can be drawn again at any time.
 """
 
-import contextlib
 import html
 import io
 import logging
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 from padim_bottle.files import write_whole
 from padim_bottle.heat import encode_png
@@ -39,7 +36,6 @@ FIGURES: dict[str, Callable[[Run], Drawing]] = {
 }
 
 _DPI = 120
-_SAVING = threading.Lock()
 
 
 class RunFigure(NamedTuple):
@@ -92,23 +88,6 @@ def render(figure: Figure, kind: str) -> bytes:
         canvas.draw()
         return encode_png(np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3]))
     buffer = io.BytesIO()
-    with _svg_settings():
+    with matplotlib.rc_context({"svg.hashsalt": "padim_bottle"}):  # no random names
         figure.savefig(buffer, format="svg", dpi=_DPI, metadata={"Date": None})
     return buffer.getvalue()
-
-
-@contextlib.contextmanager
-def _svg_settings() -> Iterator[None]:
-    """Name what is in an SVG by no random salt, and spend no time on pressing its images: settings of the process."""
-    save = Image.SAVE["PNG"]
-
-    def save_quickly(image: Image.Image, file: IO[bytes], name: str | bytes) -> None:
-        image.encoderinfo.setdefault("compress_level", 1)
-        save(image, file, name)
-
-    with _SAVING, matplotlib.rc_context({"svg.hashsalt": "padim_bottle"}):
-        Image.register_save("PNG", save_quickly)
-        try:
-            yield
-        finally:
-            Image.register_save("PNG", save)
