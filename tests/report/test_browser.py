@@ -201,12 +201,12 @@ def test_the_keyboard_is_enough(open_page, run):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_is_wide_enough(scheme, open_page, run):
     page = open_page(run.folder, width=360, color_scheme=scheme)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
     ink, paper = (page.evaluate(f"getComputedStyle(document.body).{name}") for name in ("color", "backgroundColor"))
     brightness = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, paper)]
     assert (brightness[0] > brightness[1] + 300) if scheme == "dark" else (brightness[1] > brightness[0] + 300)
-    page.locator("label", has_text="large pictures").click()
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    for _ in range(2):
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        page.locator("label", has_text="large pictures").click()
 
 
 def test_every_picture_is_drawn_and_a_hostile_name_is_inert(open_page, run):
