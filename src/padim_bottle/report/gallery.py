@@ -6,6 +6,7 @@ Everything is drawn from the run's files, so figures can be drawn again at any t
 import html
 import io
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +37,7 @@ FIGURES: dict[str, Callable[[Run], Drawing]] = {
 }
 
 _DPI = 120
+_SAVING = threading.Lock()
 
 
 class RunFigure(NamedTuple):
@@ -88,6 +90,7 @@ def render(figure: Figure, kind: str) -> bytes:
         canvas.draw()
         return encode_png(np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3]))
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "padim_bottle"}):  # no random names
+    # No random names; the settings are the process's.
+    with _SAVING, matplotlib.rc_context({"svg.hashsalt": "padim_bottle"}):
         figure.savefig(buffer, format="svg", dpi=_DPI, metadata={"Date": None})
     return buffer.getvalue()
