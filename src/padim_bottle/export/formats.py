@@ -7,7 +7,7 @@ which can run anything, and ``model.ckpt`` is read as tensors and plain data alr
 from __future__ import annotations
 
 import logging
-import shutil
+import tempfile
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -19,9 +19,6 @@ from padim_bottle.files import whole_folder
 from padim_bottle.predict.card import MODEL_FILES, describe_padim, write_card
 
 OPSET = 18
-
-# Where the traced model lies until it is done.
-_TRACED = "traced"
 
 # To make a format and to prove it.
 PACKAGES = {
@@ -79,25 +76,27 @@ def export(
     from padim_bottle.predict.predictor import read_metrics
 
     folders = {}
-    for model_format in formats:
-        name = model_format if precision == "float32" else f"{model_format}_{precision}"
-        folders[name] = folder = output / name
-        try:
-            with whole_folder(folder) as partial:
-                padim = load_padim(checkpoint_path)
-                if precision != "float32":
-                    _refit_to_export(padim, checkpoint_path, precision, photos, partial)
-                card = describe_padim(padim, read_metrics(checkpoint_path.parent))
-                if model_format == "onnx":
-                    _tidy_onnx(trace(padim, partial), partial / MODEL_FILES["onnx"])
-                else:
-                    _write_openvino(padim, precision, photos, partial)
-                shutil.rmtree(partial / _TRACED)
-                settings = {"precision": precision, "openvino_settings": settings_for(precision)}
-                write_card(partial, model_format, {**card, **settings})
-        except OSError as error:
-            raise UserError(f"Cannot write the exported model to {folder}: {error}.") from error
-        print(f"{folder}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB", flush=True)
+    folder = output
+    try:
+        with tempfile.TemporaryDirectory(prefix="padim-") as temporary:
+            padim = load_padim(checkpoint_path)
+            if precision != "float32":
+                _refit_to_export(padim, checkpoint_path, precision, photos, Path(temporary, "before"))
+            settings = {"precision": precision, "openvino_settings": settings_for(precision)}
+            card = {**describe_padim(padim, read_metrics(checkpoint_path.parent)), **settings}
+            traced = trace(padim, Path(temporary))
+            for model_format in formats:
+                name = model_format if precision == "float32" else f"{model_format}_{precision}"
+                folders[name] = folder = output / name
+                with whole_folder(folder) as partial:
+                    if model_format == "onnx":
+                        _tidy_onnx(traced, partial / MODEL_FILES["onnx"])
+                    else:
+                        _write_openvino(traced, precision, photos, partial / MODEL_FILES["openvino"])
+                    write_card(partial, model_format, card)
+                print(f"{folder}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB", flush=True)
+    except OSError as error:
+        raise UserError(f"Cannot write the exported model to {folder}: {error}.") from error
     return folders
 
 
@@ -111,19 +110,19 @@ def trace(padim: Any, folder: Path) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # One file: the weights stay inside.
-        return network.to_onnx(folder / _TRACED, opset_version=OPSET, external_data=False, verbose=False)
+        return network.to_onnx(folder, opset_version=OPSET, external_data=False, verbose=False)
 
 
-def _write_openvino(padim: Any, precision: str, photos: Sequence[Path], folder: Path) -> None:
+def _write_openvino(traced: Path, precision: str, photos: Sequence[Path], target: Path) -> None:
     import openvino as ov
 
     from padim_bottle.export.openvino_model import read_onnx, shrink_constants
     from padim_bottle.export.precision import lower
 
-    model, backbone = read_onnx(trace(padim, folder))
+    model, backbone = read_onnx(traced)
     model = lower(model, backbone, precision, photos)
     shrink_constants(model)
-    ov.save_model(model, folder / MODEL_FILES["openvino"], compress_to_fp16=False)
+    ov.save_model(model, target, compress_to_fp16=False)
 
 
 def _refit_to_export(padim: Any, checkpoint_path: Path, precision: str, photos: Sequence[Path], folder: Path) -> None:
