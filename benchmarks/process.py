@@ -1,6 +1,7 @@
 """Time and memory of a whole command, with all the processes that it starts."""
 
 import contextlib
+import os
 import subprocess
 import tempfile
 import time
@@ -21,12 +22,14 @@ class Usage:
 
     Attributes:
         seconds: from start to exit.
+        cpu_seconds: of all its processes.
         largest_bytes: largest resident memory of any one of its processes.
         together_bytes: largest memory of all its processes at one time, what they share counted once (proportional set
             size; where the system has none, the sum of their resident memory).
     """
 
     seconds: float
+    cpu_seconds: float
     largest_bytes: int
     together_bytes: int
 
@@ -41,7 +44,7 @@ def run_measured(command: Sequence[str], environment: Mapping[str, str] | None =
     """
     largest = together = high = 0
     with tempfile.TemporaryFile() as output:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), _cpu_seconds_of_children()
         process = psutil.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:
             while not _ended(process):
@@ -62,7 +65,13 @@ def run_measured(command: Sequence[str], environment: Mapping[str, str] | None =
             output.seek(0)
             tail = "\n".join(output.read().decode(errors="replace").splitlines()[-30:])
             raise UserError(f"{' '.join(command)}\nfailed with exit code {process.returncode}:\n{tail}")
-    return Usage(seconds, largest, together)
+    return Usage(seconds, _cpu_seconds_of_children() - cpu, largest, together)
+
+
+def _cpu_seconds_of_children() -> float:
+    """Return what child processes that have ended took, and theirs."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def _ended(process: psutil.Popen) -> bool:

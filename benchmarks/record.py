@@ -16,7 +16,7 @@ from padim_bottle.files import write_whole
 from padim_bottle.stages import cores
 
 RECORDS = Path("results/reference/benchmarks")
-ANOMALIB, OURS = "anomalib", "ours"
+ANOMALIB, OURS, BFLOAT16 = "anomalib", "ours", "ours, bfloat16"
 # Of the rows that a benchmark prints and the docs repeat.
 HEADER = ("", "Anomalib", "here", "Anomalib / here")
 

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 @contextlib.contextmanager
 def trained(config: Path, overrides: Sequence[str] = (), seed: int | None = None) -> Iterator["Run"]:
     """Train and test a config in this process, without pictures, and yield its run."""
-    from padim_bottle.experiment.train import train
-    from padim_bottle.runs.run import Run
+    from padim_bottle.console import quiet_imports
+
+    with quiet_imports():
+        from padim_bottle.experiment.train import train
+        from padim_bottle.runs.run import Run
 
     off = [f"--trainer.{key}=false" for key in ("callbacks.images", "callbacks.report", "enable_progress_bar")]
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:

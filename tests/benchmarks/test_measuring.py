@@ -66,7 +66,7 @@ def test_a_contender_that_fails_says_why():
 
 
 def test_commands_are_run_in_turn_and_their_metrics_read(tmp_path, capsys):
-    metrics = {"checkpoint_bytes": 5, "image_AUROC": 0.9, "pixel_AUROC": 0.8}
+    metrics = {"checkpoint_bytes": 5, "image_AUROC": 0.9, "pixel_AUROC": 0.8, "profile": {"start": {"seconds": 7.0}}}
 
     def command(folder):
         code = f"from pathlib import Path; p = Path({str(folder)!r}, 'results/a/seed_1'); p.mkdir(parents=True); "

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import area
 import few_photos
+import growth
 import maps
 import precision
 import pytest
@@ -26,9 +27,11 @@ def records(tmp_path):
     """Records of every benchmark, with made-up numbers."""
 
     def run(seconds, size):
-        return {"seconds": seconds, "largest_bytes": size, "together_bytes": 2 * size, "checkpoint_bytes": size}
+        times = {"seconds": seconds, "cpu_seconds": 2 * seconds, "start_seconds": 7.0}
+        return {**times, "largest_bytes": size, "together_bytes": 2 * size, "checkpoint_bytes": size}
 
     runs = {"anomalib": [run(40.0, 2e9), run(44.0, 2e9)], "ours": [run(20.0, 1e9), run(22.0, 1e9)]}
+    runs["ours, bfloat16"] = [run(10.0, 1e9), run(11.0, 1e9)]
     write_record(tmp_path, "train", {"runs": runs})
     write_record(tmp_path, "sweep", {"seeds": 10, "seconds": 60.0})
     contenders = ("anomalib", "ours", "ours, calibrated")
@@ -51,6 +54,7 @@ def test_the_table_has_a_row_for_each_thing_measured(records):
     lines = docs_table(records).splitlines()
     assert lines[0] == "|  | Anomalib | here | Anomalib / here |"
     assert lines[2] == "| train and test | 42.0 s (40.0 to 44.0) | 21.0 s (20.0 to 22.0) | 2.0 |"
+    assert "| train and test, here in bfloat16 | 42.0 s (40.0 to 44.0) | 10.5 s (10.0 to 11.0) | 4.0 |" in lines
     assert "| 10 seeds (as many runs; one sweep) | 420 s | 60 s | 7.0 |" in lines
     assert "| fit of 209 images, here with calibration | 4.00 s | 1.33 s | 3.0 |" in lines
     assert "| one photo: one, OpenVINO | 40.0 ms (95 %: 40.0) | 16.0 ms (95 %: 16.0) | 2.5 |" in lines
@@ -92,6 +96,7 @@ def test_the_docs_show_how_often_new_photos_alarm():
     [
         (few_photos, "tuning/few_photos", "threshold", 12),
         (precision, "benchmarks/precision", "results", 4),
+        (growth, "benchmarks/growth", "operations", 3),
         (area, "benchmarks/area", "maps", 4),
         (maps, "benchmarks/maps", "maps", None),
     ],
