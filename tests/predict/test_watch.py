@@ -372,59 +372,35 @@ def test_a_table_is_used_by_one_and_is_its_own(tmp_path):
         list(watch(brightness_model(), tmp_path / "nowhere", log, threading.Event()))
 
 
-@pytest.fixture
-def arrived(run_folder, tmp_path):
-    """The run's predictions, a folder with its test photos, and the arguments that watch it."""
-    table, folder = pd.read_csv(run_folder / "predictions.csv"), tmp_path / "in"
+@pytest.mark.slow
+@pytest.mark.parametrize("screen", [True, False])
+def test_ctrl_c_ends_the_command_with_a_summary(run_folder, tmp_path, screen, capsys):
+    """Also where nobody reads the lines any more; in a process of its own, or the signal meets the test's."""
+    table, folder, file = pd.read_csv(run_folder / "predictions.csv"), tmp_path / "in", tmp_path / "v.csv"
     folder.mkdir()
     for i, path in enumerate(table["image_path"]):
         shutil.copy(path, folder / f"{i:02}.png")
-    arguments = ["--model", run_folder, "--device", "cpu", "--watch", folder, "--csv", tmp_path / "v.csv"]
-    return table, folder, list(map(str, arguments))
-
-
-def check_log(file, table):
+    arguments = list(map(str, ["--model", run_folder, "--device", "cpu", "--watch", folder, "--csv", file, "--output"]))
+    command = [sys.executable, str(Path(__file__).parents[2] / "scripts" / "predict.py"), *arguments]
+    process = subprocess.Popen(
+        [*command, str(tmp_path / "out")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    if not screen:
+        process.stdout.close()
+        process.stdout = None
+    until = time.monotonic() + 60
+    while time.monotonic() < until and (not file.exists() or len(rows(file)) < len(table)):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 1, err
+    bad = int(table["predicted_label"].sum())
+    assert f"{bad} anomalous, {len(table) - bad} good" in err
+    assert not screen or len(out.splitlines()) == len(table)
     found = pd.read_csv(file).sort_values("path").reset_index(drop=True)
     assert tuple(pd.read_csv(file).columns) == LOG_FIELDS
     np.testing.assert_allclose(found["score"], table["score"], rtol=1e-5, atol=1e-5)
     assert ((found["verdict"] == "anomalous") == table["predicted_label"]).all()
-    bad = int(table["predicted_label"].sum())
-    return f"{bad} anomalous, {len(table) - bad} good"
-
-
-@pytest.mark.slow
-def test_ctrl_c_ends_the_command_with_a_summary(arrived, tmp_path, capsys):
-    table, folder, arguments = arrived
-
-    def press() -> None:
-        while not (tmp_path / "v.csv").exists():
-            time.sleep(0.01)
-        wait_for(tmp_path / "v.csv", len(table))
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=press)
-    thread.start()
-    assert run_verb("predict", [*arguments, "--output", str(tmp_path / "out")]) == 1
-    thread.join()
-    printed = capsys.readouterr()
-    assert check_log(tmp_path / "v.csv", table) in printed.err
-    assert len(printed.out.splitlines()) == len(table)
     assert len(list((tmp_path / "out").glob("*_heatmap.png"))) == len(table)
-    assert run_verb("predict", [*arguments, "--output", str(folder / "out")]) == 2
+    assert run_verb("predict", [*arguments, str(folder / "out")]) == 2
     assert "would be judged too" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_screen_that_nobody_reads_any_more_ends_no_watch(arrived, tmp_path):
-    table, _, arguments = arrived
-    command = [sys.executable, Path(__file__).parents[2] / "scripts" / "predict.py", *arguments]
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    process.stdout.close()
-    process.stdout = None
-    file, until = tmp_path / "v.csv", time.monotonic() + 60
-    while time.monotonic() < until and (not file.exists() or len(rows(file)) < len(table)):
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 1, err
-    assert check_log(file, table) in err
