@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import stats
 
 from padim_bottle.commands.command_line import run_verb
-from padim_bottle.compare.comparison import draw_maps
+from padim_bottle.compare.comparison import Comparison, draw_maps
 from padim_bottle.compare.markdown import report
 from padim_bottle.compare.outputs import write_comparison
 from padim_bottle.compare.statistics import (
@@ -132,7 +132,7 @@ class TestPairs:
             write_experiment(tmp_path / "other", dict(enumerate(other)), **options),
         ]
         differences = paired_differences(read_runs(folders).table)
-        text = report(read_runs(folders))
+        text = report(Comparison(folders))
         return differences.set_index("metric").loc["pixel_AUROC"], text
 
     def test_a_real_shift_is_found(self, tmp_path):
@@ -185,7 +185,7 @@ class TestPairs:
         ]
         runs = read_runs(folders)
         assert paired_differences(runs.table)["difference"].isna().all()
-        assert f"one and other: not compared, {says}." in report(runs)
+        assert f"one and other: not compared, {says}." in report(Comparison(folders))
 
 
 class TestReading:
@@ -212,7 +212,7 @@ class TestReading:
         assert row["image_recall"] == recorded["image_recall"]
         assert row["defect_image_recall"] == recorded["per_defect"]["image"]["recall"]
         assert np.isnan(row["crack_image_AUROC"])
-        text = report(read_runs(folders))
+        text = report(Comparison(folders))
         assert [row.split("|")[2].strip() for row in table_rows(text) if "crack: recall" in row] == ["a"]
 
     @pytest.mark.parametrize(
@@ -255,11 +255,11 @@ class TestReading:
     def test_a_defect_may_be_called_na(self, tmp_path, threshold):
         run = write_run(tmp_path / "a", 0, defects=("NA", "null"), threshold=threshold)
         assert set(Run.read(run).predictions["defect_type"]) == {"good", "NA", "null"}
-        runs = read_runs([tmp_path / "a"])
-        assert not runs.problems
-        text = report(runs)
+        compared = Comparison([tmp_path / "a"])
+        assert not compared.runs.problems
+        text = report(compared)
         assert any(row.startswith("| NA: image AUROC | a |") for row in table_rows(text))
-        assert ("image_F1Score" in set(image_bootstrap(runs.table)["metric"])) == (threshold is not None)
+        assert ("image_F1Score" in set(image_bootstrap(compared.table)["metric"])) == (threshold is not None)
 
     def test_folders_of_one_name_are_told_apart(self, tmp_path):
         folders = [write_experiment(tmp_path / parent / "r" / "a", {0: 0.9}) for parent in ("x", "y")]
@@ -305,9 +305,9 @@ class TestReport:
             edit(old / f"seed_{seed}", lambda m: m.pop("pixel_AUPIMO", None))
         edit(new / "seed_0", lambda m: m.update(pixel_AUPIMO=0.83, pixel_AUPIMO_median=0.9))
         edit(new / "seed_0", lambda m: m["per_defect"]["crack"].update(pixel_AUPIMO=0.7))
-        runs = read_runs([old, new])
-        assert not runs.problems
-        text = report(runs)
+        compared = Comparison([old, new])
+        assert not compared.runs.problems
+        text = report(compared)
         (published,) = (row for row in table_rows(text) if row.startswith("| **old, 2 seeds**"))
         assert published.split(" | ")[5] == "-"
         assert any(row.startswith("| AUPIMO | new | 0.8300 ± - |") for row in table_rows(text))
@@ -321,7 +321,7 @@ class TestReport:
         ],
     )
     def test_one_seed_has_no_interval_and_undefined_metrics_are_left_out(self, tmp_path, values, row):
-        text = report(read_runs([write_experiment(tmp_path / "a", values)]))
+        text = report(Comparison([write_experiment(tmp_path / "a", values)]))
         assert any(found.startswith(row) for found in table_rows(text))
         assert ("independent trials" in text) == (len(values) > 1)
         # Good images are shared by seeds.
@@ -333,14 +333,14 @@ class TestReport:
         tested = recorded_runs.write_run(tmp_path / "tested" / "seed_0").parent
         untested = recorded_runs.without_test_images(recorded_runs.write_run(tmp_path / "untested" / "seed_0")).parent
         (untested / "seed_0" / "predictions.csv").write_text("image_path,defect_type,label,score,predicted_label\n")
-        runs = read_runs([tested, untested])
-        assert not runs.problems
-        rows = table_rows(report(runs))
+        compared = Comparison([tested, untested])
+        assert not compared.runs.problems
+        rows = table_rows(report(compared))
         for metric in ("image AUROC", "F1 at the run's own threshold", "AUPRO"):
             assert any(
                 row.startswith(f"| {metric} | untested (SYNTHETIC") and row.endswith("| - | - | 0 |") for row in rows
             )
-        text = report(read_runs([untested]))
+        text = report(Comparison([untested]))
         assert "There were no test images" in text
         assert not any(row.startswith("| image AUROC") for row in table_rows(text))
         assert run_verb("compare", [str(tested), str(untested), "--output", str(tmp_path)]) == 0
@@ -356,7 +356,7 @@ class TestReport:
     @pytest.mark.parametrize("synthetic", [False, True])
     def test_what_is_not_real_is_labelled_and_not_set_beside_published_figures(self, tmp_path, weights, synthetic):
         demo = write_experiment(tmp_path / "demo", {0: 0.7, 1: 0.8}, weights=weights, data={"synthetic": synthetic})
-        text = report(read_runs([demo]))
+        text = report(Comparison([demo]))
         real = not weights and not synthetic
         assert ("Beside published figures" in text) == real
         assert ("DEMONSTRATION" in text) == (not real)
@@ -366,7 +366,7 @@ class TestReport:
         assert all(mark in row for mark in marks for row in named)
 
     def test_published_rows_are_only_those_of_bottle(self, tmp_path):
-        text = report(read_runs([write_experiment(tmp_path / "a", {0: 0.9}, data={"category": "cable"})]))
+        text = report(Comparison([write_experiment(tmp_path / "a", {0: 0.9}, data={"category": "cable"})]))
         assert "published figures" not in text
 
     def test_hostile_names_do_not_break_tables(self, tmp_path):
@@ -418,7 +418,7 @@ class TestCommand:
 def test_what_a_run_costs_is_told_by_runs_that_did_all_their_work(tmp_path):
     write_run(tmp_path / "swept", 0, features_from_seed=None)
     write_run(tmp_path / "swept", 1, features_from_seed=0)
-    text = report(read_runs([tmp_path / "swept"])).partition("## Time and memory")[2]
+    text = report(Comparison([tmp_path / "swept"])).partition("## Time and memory")[2]
     assert "Of 1 of the 2 runs" in text
     assert next(row for row in table_rows(text) if "training, s" in row).split("|")[3].strip() == "10.0 ± -"
 
@@ -429,7 +429,7 @@ def test_seconds_and_memory_stand_beside_the_metrics(tmp_path):
         ({"peak_memory_bytes": {"process": 1.5e9, "largest_worker": 2.5e9, "gpu": None}}, {"features_from_seed": 0})
     ):
         edit(one / f"seed_{seed}", lambda metrics, change=change: metrics.update(change))
-    rows = [row for row in table_rows(report(read_runs([one]))) if row.startswith("| **one, 2 seeds**")]
+    rows = [row for row in table_rows(report(Comparison([one]))) if row.startswith("| **one, 2 seeds**")]
     # The larger process of the run that did all its work itself; it took 13 s.
     assert rows[0].endswith("| 13 | 2.50 |")
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pandas as pd
 from matplotlib.figure import Figure
 
+from padim_bottle.compare.categories import by_category
 from padim_bottle.compare.figure import draw_comparison
 from padim_bottle.compare.markdown import display_names, verdicts
 from padim_bottle.compare.statistics import paired_differences
@@ -57,9 +58,19 @@ class Comparison:
         return None if drawing is None else SideBySide(*drawing[:2], render(drawing[2], "png"))
 
     @cached_property
+    def categories(self) -> pd.DataFrame:
+        """See ``by_category``."""
+        return by_category(self.table)
+
+    @cached_property
+    def differences(self) -> pd.DataFrame:
+        """See ``paired_differences``."""
+        return paired_differences(self.table)
+
+    @cached_property
     def verdicts(self) -> list[str]:
         """What the seeds tell of each pair of experiments, a sentence each."""
-        return verdicts(paired_differences(self.table), self.names)
+        return verdicts(self.differences, self.names)
 
 
 def draw_maps(table: pd.DataFrame) -> Drawing:

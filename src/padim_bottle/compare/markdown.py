@@ -2,15 +2,19 @@
 
 import re
 from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from padim_bottle.compare.categories import by_category, category_metrics, of_models, published_means
-from padim_bottle.compare.statistics import RESAMPLES, false_alarms, image_bootstrap, paired_differences, summarise
+from padim_bottle.compare.categories import category_metrics, of_models, published_means
+from padim_bottle.compare.statistics import RESAMPLES, false_alarms, image_bootstrap, summarise
 from padim_bottle.evaluation.metrics import headings, labels
 from padim_bottle.report.html import AUPIMO_NOTE, METRICS_NOTE, comparison_table, describe_setup
-from padim_bottle.runs.table import RESOURCES, FinishedRuns, defect_metrics
+from padim_bottle.runs.table import RESOURCES, defect_metrics
 from padim_bottle.tables import DASH, Row, Table, escape_markdown, figure, mean_and_spread, template_of
+
+if TYPE_CHECKING:
+    from padim_bottle.compare.comparison import Comparison
 
 METRICS_OF: dict[str, dict[str, str]] = {
     "ranking": {"level": "image", "threshold": "none"},
@@ -29,15 +33,15 @@ REASONS = {
 }
 
 
-def report(runs: FinishedRuns) -> str:
+def report(compared: "Comparison") -> str:
     """Return the comparison as Markdown: tables, and what they do and do not say."""
-    table, names, summary = runs.table, display_names(runs.table), summarise(runs.table)
+    table, names, summary = compared.table, compared.names, summarise(compared.table)
     # A run that took another's features says nothing about what a run costs.
     alone = table[table["features_from_seed"].isna()]
-    differences, bootstrap, alarms = paired_differences(table), image_bootstrap(table), false_alarms(table)
-    compared, categories = differences.dropna(subset="difference"), by_category(table)
+    bootstrap, alarms = image_bootstrap(table), false_alarms(table)
+    differences = compared.differences.dropna(subset="difference")
     untested = set(table.loc[table["test_images"] == 0, "experiment"])
-    both = table["experiment"].isin({*compared["first"], *compared["second"]})
+    both = table["experiment"].isin({*differences["first"], *differences["second"]})
     tables = {
         "experiments": _experiments_table(table, names),
         **{kind: _metrics_table(summary, labels(**chosen), names, untested) for kind, chosen in METRICS_OF.items()},
@@ -45,16 +49,16 @@ def report(runs: FinishedRuns) -> str:
         "bootstrap": _bootstrap_table(bootstrap, names),
         "defects": _metrics_table(summary, defect_metrics(table), names),
         "published": _published_table(table[is_comparable(table)]),
-        "differences": _differences_table(compared, names),
-        "categories": _categories_table(categories),
-        "category_means": _category_means_table(categories, published_means(of_models(table))),
+        "differences": _differences_table(differences, names),
+        "categories": _categories_table(compared.categories),
+        "category_means": _category_means_table(compared.categories, published_means(of_models(table))),
         "resources": _resources_table(summarise(alone), names),
     }
     text = template_of("padim_bottle.compare", "summary.md.j2").render(
         {name: laid_out.markdown() for name, laid_out in tables.items()},
         names=[escape_markdown(name) for name in names.values()],
         real=is_real(table).all(),
-        problems=map(escape_markdown, runs.problems),
+        problems=map(escape_markdown, compared.runs.problems),
         runs=len(table),
         tested=len(untested) < len(names),
         sources=[escape_markdown(f"{name}: {_sources(table, experiment)}") for experiment, name in names.items()],
@@ -66,9 +70,9 @@ def report(runs: FinishedRuns) -> str:
         flawless=((bootstrap["value"] == 1) & (bootstrap["low"] == 1)).any(),
         aupimo_note=AUPIMO_NOTE,
         metrics_note=METRICS_NOTE,
-        verdicts=[escape_markdown(sentence) for sentence in verdicts(differences, names)],
-        comparisons=len(compared),
-        fewest=0 if compared.empty else int(compared["seeds"].min()),
+        verdicts=[escape_markdown(sentence) for sentence in compared.verdicts],
+        comparisons=len(differences),
+        fewest=0 if differences.empty else int(differences["seeds"].min()),
         several_sources=table.loc[both, "threshold_source"].nunique() > 1,
         devices=[escape_markdown(device) for device in alone["device"].unique()],
         alone=len(alone),

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from padim_bottle.compare.categories import by_category
 from padim_bottle.compare.comparison import Comparison
 from padim_bottle.compare.markdown import report
 from padim_bottle.compare.statistics import mean_rows
@@ -32,23 +31,21 @@ def write_comparison(compared: Sequence[str | Path] | Comparison, output: str | 
     """
     if not isinstance(compared, Comparison):
         compared = Comparison(compared)
-    runs = compared.runs
     output = Path(output) if output is not None else _common_folder(compared.folders)
     # The rows of runs, and below each experiment's a row of their means.
-    table = pd.concat([runs.table.assign(row="run"), mean_rows(runs.table).assign(row="mean")])
+    table = pd.concat([compared.table.assign(row="run"), mean_rows(compared.table).assign(row="mean")])
     order = table["experiment"].map({name: i for i, name in enumerate(table["experiment"].unique())})
     table = table.iloc[order.argsort(kind="stable")].drop(columns="folder")
     table.insert(1, "row", table.pop("row"))
     files = {
         "summary.csv": table.to_csv(index=False),
         "comparison.png": render(compared.figure, "png"),
-        "summary.md": report(runs),
+        "summary.md": report(compared),
     }
     if compared.maps is not None:
         files["side_by_side.png"] = compared.maps.png
-    categories = by_category(runs.table)
-    if len(categories):
-        files["categories.csv"] = categories.to_csv(index=False)
+    if len(compared.categories):
+        files["categories.csv"] = compared.categories.to_csv(index=False)
     try:
         for name, content in files.items():
             write_whole(output / name, content)
