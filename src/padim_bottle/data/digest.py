@@ -9,6 +9,7 @@ from pathlib import Path
 
 from padim_bottle.errors import UserError, first_few
 from padim_bottle.files import printable, sha256
+from padim_bottle.stages import cores
 
 
 def file_digests(files: Iterable[Path]) -> dict[Path, str]:
@@ -30,7 +31,7 @@ def file_digests(files: Iterable[Path]) -> dict[Path, str]:
             return error
 
     # hashlib lets go of the interpreter lock, so threads are enough.
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, cores())) as pool:
         digests = dict(zip(files, pool.map(digest, files), strict=True))
     errors = {path: error for path, error in digests.items() if isinstance(error, OSError)}
     if errors:

@@ -1,6 +1,5 @@
 """Photos read ahead and judged in batches."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from padim_bottle.data.images import full_size
 from padim_bottle.errors import UserError
 from padim_bottle.predict.predictor import ImagePrediction, Predictor, PreparedPhoto
+from padim_bottle.stages import cores
 
 
 def judge(
@@ -60,7 +60,7 @@ def _predict(predictor: Predictor, photos: list[tuple[Path, PreparedPhoto]]) -> 
 
 def read_ahead(read: Callable[[Path], Any], photos: Sequence[Path], ahead: int) -> Iterator[Any]:
     """Read photos in threads, in order, at most ``ahead`` of them beforehand."""
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(4, cores())) as pool:
         waiting: deque[Future[Any]] = deque()
         try:
             for path in photos:

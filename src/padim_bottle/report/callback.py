@@ -1,6 +1,5 @@
 """The callback that draws a run's pictures, writes its report and prints its summary."""
 
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +16,7 @@ from padim_bottle.runs.folder import picture_path, strip_path
 from padim_bottle.runs.listener import JudgedImage, RunListener
 from padim_bottle.runs.record import area_of
 from padim_bottle.runs.run import Run
+from padim_bottle.stages import cores
 
 _PAGE = "padim_bottle.report.run_report"
 
@@ -48,7 +48,7 @@ class Report(RunListener):
         self._folder, self._thresholds, self._area = folder, thresholds, area_of(pl_module)
         self._scale = _calibrated_scale(thresholds, pl_module)
         self._taken, self._drawings = set(), []
-        self._pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="draw")
+        self._pool = ThreadPoolExecutor(max_workers=min(4, cores()), thread_name_prefix="draw")
         if self.report:
             # Loaded while the network computes, as it takes half a second.
             self._pool.submit(import_module, _PAGE)

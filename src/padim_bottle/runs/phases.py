@@ -66,13 +66,7 @@ class TimedPhases(Callback):
         clock.begin("test")
         clock.begin(READING)
 
-    def on_test_batch_start(self, *args: Any) -> None:
-        """Note that the photos are there."""
-        clock.end(READING)
-
-    def on_test_batch_end(self, *args: Any) -> None:
-        """Note that more are waited for."""
-        clock.begin(READING)
+    on_test_batch_start, on_test_batch_end = on_train_batch_start, on_train_batch_end
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the test."""
